@@ -1,0 +1,88 @@
+"""What can go wrong, one family: each message says what happened and what to do about it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+class WatcherError(Exception):
+    """The root of every error that watcher raises on purpose."""
+
+    exit_code = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One mistake in a configuration file, where it stands and what would be right.
+
+    ``line`` and ``column`` count from 1; 0 means that the mistake has no place in the file (an environment
+    variable, a missing file).
+    """
+
+    where: str
+    message: str
+    file: Path | None = None
+    line: int = 0
+    column: int = 0
+    source: str = ""
+    hint: str = ""
+
+
+@dataclass
+class ConfigError(WatcherError):
+    """The configuration cannot be used. ``mistakes`` holds all of them, in file order."""
+
+    mistakes: list[Mistake] = field(default_factory=list)
+    exit_code = 78
+
+    def __str__(self) -> str:
+        return "\n".join(f"{m.where}: {m.message}" + (f" ({m.hint})" if m.hint else "") for m in self.mistakes)
+
+
+class TriggerError(WatcherError):
+    """A trigger script, or the system it looks at, did not give a usable answer.
+
+    ``kind`` is one of ``raised``, ``timeout``, ``memory``, ``cpu``, ``crashed``, ``junk`` (not JSON, NaN, a cycle),
+    ``too_large``, ``missing``, ``arguments``, ``http`` and ``unreachable``; ``detail`` is the script's own traceback
+    or the start of the answer, at most 8 KB.
+    ``retry_after`` (seconds) is set when the source itself said when to come back.
+    """
+
+    def __init__(
+        self, message: str, *, kind: str = "raised", detail: str = "", retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.detail = detail
+        self.retry_after = retry_after
+
+
+class StoreError(WatcherError):
+    """The database could not do what was asked of it: locked, full, damaged, unreachable or newer than this program."""
+
+    exit_code = 69
+
+
+class Conflict(StoreError):
+    """Somebody else committed first: the state is no longer the one that was read. Nothing was written."""
+
+    exit_code = 1
+
+
+class Damaged(StoreError):
+    """A checksum does not match: what was read is not what was written. It is never diffed and never sent."""
+
+
+class DatabaseFull(StoreError):
+    """No space is left for the database. Everything was rolled back; work resumes by itself when there is space."""
+
+
+class DatabaseTooNew(StoreError):
+    """The database was written by a newer version of watcher. It is left untouched."""
+
+    exit_code = 78
+
+
+class DeliveryError(WatcherError):
+    """A request to a flow could not be built or sent."""
