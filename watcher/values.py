@@ -79,7 +79,7 @@ class Flow:
     token: str | None = None  # may be a reference: "$var:…", "$env:…", "$file:…"; resolved at each use
     secrets: tuple[str, ...] = ()  # Standard Webhooks signing secrets or references to them; all sign
     headers: Mapping[str, str] = field(default_factory=dict)  # templates
-    format: Literal["envelope", "plain"] = "envelope"
+    format: Literal["envelope", "plain"] | None = None  # None: what the preset sends by default
     body: Json = None  # a template: any JSON shape whose strings are Jinja2; None sends `format`
     filter: str | None = None  # a Jinja2 expression over `item`, `key`, `change`, `previous`, `watcher`
     timeout: timedelta = timedelta(seconds=30)

@@ -1,0 +1,105 @@
+"""The body of a request about one item and the headers that name and sign it, as Standard Webhooks 1.0.0 asks."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from watcher.errors import DeliveryError
+from watcher.flows import shape
+from watcher.flows.preset import Resolved
+from watcher.flows.sign import sign
+from watcher.values import Delivery, Flow, Json
+
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
+
+
+def body(flow: Flow, delivery: Delivery, default: Literal["envelope", "plain"]) -> tuple[bytes, str]:
+    """What is sent, the same bytes at every attempt, and its content type."""
+    if flow.body is not None:
+        filled = shape.body(flow, delivery)
+        if isinstance(filled, str):
+            return _bounded(flow, filled.encode("utf-8", "replace")), TEXT
+        return _bounded(flow, dump(filled)), JSON
+    if (flow.format or default) == "plain":
+        return plain(delivery), JSON
+    return envelope(delivery), JSON
+
+
+def envelope(delivery: Delivery) -> bytes:
+    """``{"type": "watcher.item.new", "timestamp": …, "data": {"watcher", "run_id", "item_id", "key", …, "item", …}}``.
+
+    ``data`` ends with what the item carries: ``item``, and for a change ``previous`` and ``patch`` (RFC 6902).
+    """
+    data = dump(
+        {
+            "watcher": delivery.watcher,
+            "run_id": delivery.run_id,
+            "item_id": delivery.item_id,
+            "key": delivery.key,
+            "change": delivery.change,
+            "revision": delivery.revision,
+        }
+    )
+    head = f'{{"type":"watcher.item.{delivery.change}","timestamp":"{shape.rfc3339(delivery.found_at)}","data":'
+    # The payload is a JSON object already, checked by its checksum: it is spliced in, not parsed and written again.
+    return b"%b%b,%b}" % (head.encode(), data[:-1], _utf8(delivery.payload)[1:])
+
+
+def plain(delivery: Delivery) -> bytes:
+    """The item alone. One that is no object comes as ``{"body": item}``, which is what Windmill makes of it too."""
+    item = json.loads(delivery.payload)["item"]
+    return dump(item if isinstance(item, dict) else {"body": item})
+
+
+def headers(
+    flow: Flow, delivery: Delivery, resolved: Resolved, now: datetime, body: bytes, content_type: str
+) -> dict[str, str]:
+    """The user's own headers, then ours; a signature when the flow has secrets. ``now`` is this attempt's time."""
+    found = {
+        "content-type": content_type,
+        "user-agent": _user_agent(),
+        **{name.lower(): value for name, value in shape.headers(flow, delivery, but=resolved.headers).items()},
+        **{name.lower(): value for name, value in resolved.headers.items()},
+        "webhook-id": delivery.id,
+        "webhook-timestamp": str(int(now.timestamp())),
+        "x-watcher-attempt": str(delivery.attempt),
+    }
+    if resolved.secrets:
+        found["webhook-signature"] = sign(resolved.secrets, delivery.id, now, body)
+    return found
+
+
+def dump(value: Json) -> bytes:
+    """Compact JSON. Lone surrogates, which UTF-8 cannot hold, stay escaped as JSON has them."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _utf8(payload: bytes) -> bytes:
+    try:
+        payload.decode()
+    except UnicodeDecodeError:
+        return dump(json.loads(payload.decode("utf-8", "surrogatepass")))
+    return payload
+
+
+def _bounded(flow: Flow, content: bytes) -> bytes:
+    if len(content) > shape.MAX_OUTPUT:
+        raise DeliveryError(f"flows.{flow.name}.body renders {len(content)} bytes; at most {shape.MAX_OUTPUT} are sent")
+    return content
+
+
+@cache
+def _user_agent() -> str:
+    try:
+        return f"watcher/{version('change-watcher')}"
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "watcher"

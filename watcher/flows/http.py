@@ -1,0 +1,46 @@
+"""The preset for any URL: the envelope, the plain item or a template, signed when there is a secret."""
+
+from __future__ import annotations
+
+import base64
+from datetime import datetime
+from typing import cast
+
+from pydantic import Field
+
+from watcher.flows import envelope
+from watcher.flows.preset import Preset, PresetSettings, Resolved, judge_status
+from watcher.values import Delivery, Flow, Judgement, Request, Response
+
+
+class Settings(PresetSettings):
+    """What only the http preset knows."""
+
+    user: str | None = Field(None, description="User name for HTTP Basic authentication, with `password`.")
+    password: str | None = Field(None, description="Password for HTTP Basic authentication; usually a reference.")
+    idempotency_header: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9-]+$",
+        description="A further header that carries the delivery's id, such as `Idempotency-Key`.",
+    )
+
+
+def request(flow: Flow, delivery: Delivery, resolved: Resolved, now: datetime) -> Request:
+    settings = cast(Settings, resolved.settings)
+    body, content_type = envelope.body(flow, delivery, preset.format)
+    headers = envelope.headers(flow, delivery, resolved, now, body, content_type)
+    if resolved.token is not None:
+        headers["authorization"] = f"Bearer {resolved.token}"
+    elif settings.user is not None:
+        pair = f"{settings.user}:{settings.password or ''}".encode()
+        headers["authorization"] = "Basic " + base64.b64encode(pair).decode()
+    if settings.idempotency_header:
+        headers[settings.idempotency_header.lower()] = delivery.id
+    return Request(flow.method, resolved.url, headers, body)
+
+
+def judge(flow: Flow, delivery: Delivery, resolved: Resolved, response: Response, now: datetime) -> Judgement:
+    return judge_status(response, now)
+
+
+preset = Preset(Settings, request, judge)
