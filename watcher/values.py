@@ -234,6 +234,8 @@ class Memory:
     known: int = 0  # keys in the ledger that the source still lists
     validators: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     script: str = ""  # fingerprint of script and arguments: validators of another script prove nothing
+    origin: Json = None  # the lowest cursor of the first run: what lies below was there before us
+    policy: Mapping[str, Json] = field(default_factory=dict)  # label in force, and `first_run` at the baseline
 
 
 @dataclass(frozen=True, slots=True)
