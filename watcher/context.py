@@ -1,0 +1,201 @@
+"""What a script may reach while it runs: its state, resources, variables and the web."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Protocol
+
+from watcher.errors import TriggerError
+from watcher.values import UNSET, Entry, Json, Request, Response
+
+if TYPE_CHECKING:
+    from watcher.http import FetchOptions
+
+
+class Host(Protocol):
+    """What the service answers to a running script. Errors are raised as TriggerError and reach the script as such."""
+
+    async def fetch(self, request: Request, options: FetchOptions) -> Response:
+        """Ask a source, with the politeness and the limits of the service."""
+
+    async def resource(self, path: str) -> Json:
+        """The value of a resource; TriggerError of kind ``missing`` if there is none."""
+
+    async def variable(self, path: str) -> str:
+        """The value of a variable; TriggerError of kind ``missing`` if there is none."""
+
+    async def page(self, entries: Sequence[Entry]) -> bool:
+        """One page of a generator has come; False asks it to stop, since all further pages are known."""
+
+
+class Context(ABC):
+    """What one run of one script can reach. Staged state is kept only if the run's items are committed."""
+
+    def __init__(self, *, state: Json = UNSET, state_path: str = "", workspace: str = "main", job_id: str = "") -> None:
+        self.state_path = state_path
+        self.workspace = workspace
+        self.job_id = job_id
+        self._state = None if state is UNSET else json.dumps(state)
+        self._staged: str | None = None
+
+    def get_state(self, path: str | None = None) -> Json:
+        """What was set last, or None. Another ``path`` reads the state that is kept there, as a resource."""
+        if path and path != self.state_path:
+            try:
+                return self.get_resource(path)
+            except TriggerError as error:
+                if error.kind == "missing":  # only what is truly absent is "no state": trouble must stay an error
+                    return None
+                raise
+        text = self._state if self._staged is None else self._staged
+        return None if text is None else json.loads(text)
+
+    def set_state(self, value: Json, path: str | None = None) -> None:
+        """Stage the next state. TriggerError of kind ``junk`` when it is not JSON."""
+        if path and path != self.state_path:
+            raise TriggerError(
+                f"set_state: a run writes its own state only, {self.state_path!r} and not {path!r}: leave out `path`",
+                kind="arguments",
+            )
+        try:
+            self._staged = json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise TriggerError(f"set_state: the state is not JSON: {error}", kind="junk") from error
+
+    @property
+    def staged(self) -> Json:
+        """What the script set, or UNSET."""
+        return UNSET if self._staged is None else json.loads(self._staged)
+
+    @abstractmethod
+    def get_resource(self, path: str) -> Json: ...
+
+    @abstractmethod
+    def get_variable(self, path: str) -> str: ...
+
+    @abstractmethod
+    async def fetch(self, request: Request, options: FetchOptions) -> Response: ...
+
+    @abstractmethod
+    def fetch_sync(self, request: Request, options: FetchOptions) -> Response: ...
+
+
+class LoopContext(Context):
+    """The context of a built-in that runs in the service's own loop, where nothing may block."""
+
+    def __init__(self, host: Host, **rest: Any) -> None:
+        super().__init__(**rest)
+        self._host = host
+
+    def get_resource(self, path: str) -> Json:
+        raise TriggerError(f'in the loop a resource comes as an argument: "$res:{path}"', kind="arguments")
+
+    def get_variable(self, path: str) -> str:
+        raise TriggerError(f'in the loop a variable comes as an argument: "$var:{path}"', kind="arguments")
+
+    async def fetch(self, request: Request, options: FetchOptions) -> Response:
+        return await self._host.fetch(request, options)
+
+    def fetch_sync(self, request: Request, options: FetchOptions) -> Response:
+        raise TriggerError("in the loop only `await http.get(...)` is possible, http.sync is not", kind="arguments")
+
+
+class Channel(Protocol):
+    """The worker's end of the pipe to the service."""
+
+    def ask(self, message: Mapping[str, Json], blob: bytes = b"") -> Future[tuple[dict[str, Json], bytes]]: ...
+
+
+class RemoteContext(Context):
+    """The context inside a worker process: whatever it lacks it asks of the service. Safe to use from any thread."""
+
+    def __init__(self, channel: Channel, **rest: Any) -> None:
+        super().__init__(**rest)
+        self._channel = channel
+
+    def get_resource(self, path: str) -> Json:
+        return self._channel.ask({"op": "resource", "path": _path(path, "$res:")}).result()[0]["value"]
+
+    def get_variable(self, path: str) -> str:
+        return str(self._channel.ask({"op": "variable", "path": _path(path, "$var:")}).result()[0]["value"])
+
+    async def fetch(self, request: Request, options: FetchOptions) -> Response:
+        import asyncio
+
+        return _response(*await asyncio.wrap_future(self._fetch(request, options)))
+
+    def fetch_sync(self, request: Request, options: FetchOptions) -> Response:
+        return _response(*self._fetch(request, options).result())
+
+    def _fetch(self, request: Request, options: FetchOptions) -> Future[tuple[dict[str, Json], bytes]]:
+        head = {"method": request.method, "url": request.url, "headers": dict(request.headers)}
+        return self._channel.ask({"op": "fetch", "request": head, "options": asdict(options)}, request.body)
+
+
+def _path(path: str, prefix: str) -> str:
+    return str(path).removeprefix(prefix)
+
+
+def _response(answer: Mapping[str, Json], body: bytes) -> Response:
+    return Response(answer["status"], answer["headers"], body, answer["url"])
+
+
+_current: ContextVar[Context | None] = ContextVar("watcher_context", default=None)
+_everywhere: Context | None = None  # in a worker: threads that a script starts do not inherit its context variables
+
+
+def current() -> Context:
+    """The context of the run that is going on. RuntimeError outside one."""
+    context = _current.get() or _everywhere
+    if context is None:
+        raise RuntimeError(
+            "no run is going on: this can only be called by a script that watcher runs; "
+            "to call main() yourself, in a test for example, use watcher.testing.run"
+        )
+    return context
+
+
+@contextmanager
+def use(context: Context, *, everywhere: bool = False) -> Iterator[Context]:
+    """Make a context the current one; ``everywhere``: for every thread of this process too."""
+    global _everywhere
+    token = _current.set(context)
+    if everywhere:
+        _everywhere = context
+    try:
+        yield context
+    finally:
+        _current.reset(token)
+        if everywhere:
+            _everywhere = None
+
+
+def get_state(path: str | None = None) -> Json:
+    """What `set_state` kept at the end of the last run that was committed, or None at the first."""
+    return current().get_state(path)
+
+
+def set_state(value: Json, path: str | None = None) -> None:
+    """Remember a JSON value. It is staged, and kept only if the items of this run are committed."""
+    current().set_state(value, path)
+
+
+def get_state_path() -> str:
+    """The path that names this script's state."""
+    return current().state_path
+
+
+def get_resource(path: str) -> Json:
+    """The value of the resource at a path, references in it resolved."""
+    return current().get_resource(path)
+
+
+def get_variable(path: str) -> str:
+    """The value of the variable at a path."""
+    return current().get_variable(path)
