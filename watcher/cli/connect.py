@@ -1,0 +1,178 @@
+"""From a command to an operation: through the running service, or on the database itself when there is none."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Coroutine
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from watcher import control
+from watcher.errors import ConfigError, Mistake, StoreError
+from watcher.values import Config, Json
+
+if TYPE_CHECKING:
+    from watcher.operations import Operator
+    from watcher.store.db import Database
+
+T = TypeVar("T")
+
+PLACES = (Path("watcher.toml"), Path("/etc/watcher/watcher.toml"))
+_RUNNING = {"plan", "run", "apply", "test", "approve"}
+"""Verbs that call scripts."""
+
+
+def config_file(given: Path | None) -> Path:
+    """The flag, else WATCHER_CONFIG, else ./watcher.toml, else /etc/watcher/watcher.toml."""
+    named = given or (Path(os.environ["WATCHER_CONFIG"]) if os.environ.get("WATCHER_CONFIG") else None)
+    if named is not None:
+        return named
+    for place in PLACES:
+        if place.exists():
+            return place
+    looked = " or ".join(map(str, PLACES))
+    raise ConfigError(
+        [Mistake("configuration", f"there is no {looked}", hint="name one with --config, or `watcher init` makes one")]
+    )
+
+
+def load(given: Path | None) -> Config:
+    """The configuration, or ConfigError with every mistake in it."""
+    from watcher import config
+
+    return config.load(config_file(given), environ=os.environ)
+
+
+def call(given: Path | None, verb: str, **arguments: Any) -> Json:
+    """One operation, wherever the database can be reached."""
+    config = load(given)
+    at = control.path(config.data)
+    if control.alive(at):
+        return control.call(at, verb, arguments)
+    return wait(_directly(config, verb, arguments))
+
+
+def wait(work: Coroutine[Any, Any, T]) -> T:
+    """Do it in a loop of its own. (asyncio is imported late: most of a `--help` would be its import.)"""
+    import asyncio
+
+    return asyncio.run(work)
+
+
+async def _directly(config: Config, verb: str, arguments: dict[str, Any]) -> Json:
+    from watcher import operations
+
+    if verb in operations.READS:
+        read = await _read_only(config)
+        if read is not None:
+            try:
+                return await operations.VERBS[verb](_operator(config, read), **arguments)
+            finally:
+                await read.close()
+    if verb not in _RUNNING:
+        return await _writing(config, lambda db: operations.VERBS[verb](_operator(config, db), **arguments))
+    from watcher.app import Runtime
+    from watcher.store import db as store_db
+
+    with store_db.lock(config.database):
+        try:
+            async with Runtime(config) as runtime:
+                return await operations.VERBS[verb](runtime.operator(), **arguments)
+        finally:
+            hand_over(config)
+
+
+async def _read_only(config: Config) -> Database | None:
+    """The database as it is, when it is there and of this version; readers need no lock."""
+    from watcher.store import db as store_db
+    from watcher.store import migrate
+
+    file = sqlite_file(config.database)
+    if file is not None and not file.exists():
+        return None
+    db = await store_db.Database.open(config.database, read_only=True)
+    if await migrate.check(db) == "current":
+        return db
+    await db.close()
+    return None
+
+
+def _operator(config: Config, db: Database) -> Operator:
+    from watcher.operations import Operator
+    from watcher.secrets import load_key
+
+    return Operator(config=lambda: config, db=db, clock=now, key=load_key(os.environ, config.secret_key_file))
+
+
+def reading(config: Config, work: Callable[[Database], Awaitable[T]]) -> T:
+    """Do something with the database opened read-only, whether a service runs or not."""
+
+    async def open_and_work() -> T:
+        db = await _read_only(config)
+        if db is None:
+            raise StoreError(
+                f"{shown(config.database)} is not there, or of an older version: `watcher serve` creates or upgrades it"
+            )
+        try:
+            return await work(db)
+        finally:
+            await db.close()
+
+    return wait(open_and_work())
+
+
+def writing(config: Config, work: Callable[[Database], Awaitable[T]]) -> T:
+    """Do something with the database, created and upgraded if need be, while nobody else may."""
+    return wait(_writing(config, work))
+
+
+async def _writing(config: Config, work: Callable[[Database], Awaitable[T]]) -> T:
+    from watcher.store import db as store_db
+    from watcher.store import migrate
+
+    with store_db.lock(config.database):
+        db = await store_db.Database.open(config.database)
+        try:
+            await migrate.upgrade(db, backup_to=config.data / "backups", now=now())
+            return await work(db)
+        finally:
+            await db.close()
+            hand_over(config)
+
+
+def refuse_while_running(config: Config) -> None:
+    """Raises StoreError when a service answers on the control socket."""
+    if control.alive(control.path(config.data)):
+        raise StoreError("the service is running: stop it first (`systemctl stop watcher`), then try again")
+
+
+def hand_over(config: Config) -> None:
+    """Give what root made in the service's directories to the service's own user, who could not write it otherwise."""
+    if os.geteuid() != 0:
+        return
+    file = sqlite_file(config.database)
+    made = [] if file is None else [file, file.with_name(file.name + ".lock")]
+    backups = config.data / "backups"
+    made += [backups, *backups.glob("*")] if backups.exists() else []
+    for path in made:
+        if path.exists():
+            owner = path.parent.stat()
+            os.chown(path, owner.st_uid, owner.st_gid)
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file of an SQLite database, None for PostgreSQL."""
+    return Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite") else None
+
+
+def shown(url: str) -> str:
+    """A database's address without its password."""
+    from watcher.log import mask
+
+    return mask(url)
+
+
+def now() -> datetime:
+    """This instant, UTC."""
+    return datetime.now(UTC)

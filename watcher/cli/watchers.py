@@ -1,0 +1,302 @@
+"""The daily verbs: look at watchers, runs, items and deliveries, run them, and steer them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from watcher.cli import options, show
+from watcher.cli.connect import call
+from watcher.cli.options import AsJson, Before, ConfigFile, Limit, MaybeName, Name, Yes
+from watcher.errors import WatcherError
+from watcher.values import Json
+
+ASK_ABOVE = 20
+_BATCH = 500
+
+IsFlow = Annotated[bool, typer.Option("--flow", help="NAME is a flow, not a watcher.")]
+OfFlow = Annotated[str | None, typer.Option("--flow", metavar="FLOW", help="Only of this flow.")]
+OfWatcher = Annotated[str | None, typer.Option("--watcher", "-w", metavar="NAME", help="Only of this watcher.")]
+
+
+app = typer.Typer(**options.STYLE)
+
+
+# --- running -----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def plan(
+    name: Name,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Keep the plan for `run --plan`.")] = None,
+    record: Annotated[Path | None, typer.Option("--record", help="Keep what the source answered, for `test`.")] = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a run would send, item by item, with the reason. Nothing is saved or sent."""
+    more = {} if record is None else {"record": str(record.absolute())}
+    plan = call(config, "plan", name=name, **more)
+    if out is not None:
+        out.write_text(json.dumps(plan, ensure_ascii=False))
+        show.words(f"kept in {out}: `watcher run {name} --plan {out}` commits exactly this")
+    show.give(plan, as_json, _plan)
+
+
+@app.command()
+def run(
+    name: Name,
+    plan: Annotated[Path | None, typer.Option("--plan", help="Commit exactly this plan, made by `plan --out`.")] = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a watcher now and commit what it finds; the service sends it."""
+    if plan is None:
+        record = call(config, "run", name=name)
+    else:
+        record = call(config, "apply", name=name, plan=_json_file(plan))
+    show.give(record, as_json, _record)
+    _exit_by(record)
+
+
+@app.command()
+def test(
+    name: Name,
+    recording: Annotated[Path, typer.Option("--recording", "-r", help="What `plan --record` kept.")],
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a watcher offline against a recorded answer and show what it would send. Nothing is asked, saved or sent."""
+    if not recording.exists():
+        raise WatcherError(f"{recording} is not there: `watcher plan {name} --record {recording}` makes it")
+    show.give(call(config, "test", name=name, recording=str(recording.absolute())), as_json, _plan)
+
+
+@app.command()
+def approve(name: Name, config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Commit the plan of a watcher in quarantine, and let it run again."""
+    record = call(config, "approve", name=name)
+    show.give(record, as_json, _record)
+    _exit_by(record)
+
+
+def _exit_by(record: Json) -> None:
+    if record["outcome"] in ("failed", "quarantined", "conflict"):
+        raise typer.Exit(1)
+
+
+# --- looking -----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def status(config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Every watcher and flow: its condition, why, and what waits."""
+    show.give(call(config, "status"), as_json, _status)
+
+
+@app.command()
+def runs(
+    name: MaybeName = None,
+    id: Annotated[int | None, typer.Option("--id", help="One run, with its error and its log.")] = None,
+    limit: Limit = 20,
+    before: Before = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """The newest runs that found something or failed. Quiet ones are only counted."""
+    if id is not None:
+        show.give(call(config, "run_details", id=id), as_json, _record)
+        return
+    found = call(config, "runs", name=name, limit=limit, before=before)
+    columns = {
+        "id": "id",
+        "watcher": "watcher",
+        "when": lambda r: show.when(r["finished_at"]),
+        "outcome": "outcome",
+        "what": lambda r: r["error"] or r["gap"] or _counts(r["counts"]),
+    }
+    show.give(found, as_json, lambda rows: show.table(rows, columns, "no runs yet, or only quiet ones"))
+
+
+@app.command()
+def items(
+    name: MaybeName = None,
+    key: Annotated[str | None, typer.Option("--key", "-k", help="Only of this key.")] = None,
+    limit: Limit = 20,
+    before: Before = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """The newest items."""
+    found = call(config, "items", name=name, key=key, limit=limit, before=before)
+    columns = {
+        "seq": "seq",
+        "watcher": "watcher",
+        "found": lambda r: show.when(r["found_at"]),
+        "change": "change",
+        "key": "key",
+        "item": lambda r: json.dumps((r["payload"] or {}).get("item"), ensure_ascii=False),
+    }
+    show.give(found, as_json, lambda rows: show.table(rows, columns, "no items yet"))
+
+
+@app.command()
+def deliveries(
+    name: MaybeName = None,
+    flow: OfFlow = None,
+    status: Annotated[str | None, typer.Option("--status", "-s", help="pending, delivered or dead.")] = None,
+    limit: Limit = 20,
+    before: Before = None,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """The newest deliveries: what is owed, what was answered, what is dead."""
+    if status not in (None, "pending", "delivered", "dead"):
+        raise typer.BadParameter("pending, delivered or dead", param_hint="--status")
+    found = call(config, "deliveries", name=name, flow=flow, status=status, limit=limit, before=before)
+    columns = {
+        "id": "id",
+        "watcher": "watcher",
+        "flow": "flow",
+        "status": "status",
+        "tries": "attempts",
+        "when": lambda r: show.when(r["settled_at"] or r["due_at"]),
+        "key": "key",
+        "answer": lambda r: " ".join(str(v) for v in (r["status_code"], r["note"]) if v) or "-",
+    }
+    show.give(found, as_json, lambda rows: show.table(rows, columns, "no deliveries"))
+
+
+@app.command()
+def why(key: str, watcher: OfWatcher = None, config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Everything ever decided about one item key (or item or delivery id)."""
+    found = call(config, "why", key=key, name=watcher)
+    show.give(found, as_json, _why)
+
+
+# --- steering ----------------------------------------------------------------------------------------------------------
+
+
+@app.command()
+def retry(
+    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Deliveries or items.")] = None,
+    flow: OfFlow = None,
+    watcher: OfWatcher = None,
+    since: Annotated[
+        str | None, typer.Option("--since", help="Dead since (2026-11-25T10:00Z), or for less than 3h.")
+    ] = None,
+    all: Annotated[bool, typer.Option("--all", help="Every dead delivery.")] = False,
+    yes: Yes = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make dead deliveries due again: those named, or all that match."""
+    if not (ids or flow or watcher or since or all):
+        raise typer.BadParameter("name deliveries, or say which with --flow, --watcher, --since or --all")
+    which = {"ids": ids or [], "flow": flow, "name": watcher, "since": _instant(since)}
+    total = call(config, "retry_count", **which)["count"]
+    if total > ASK_ABOVE and not yes:
+        if not sys.stdin.isatty():
+            raise typer.BadParameter(f"that is {total} deliveries: add --yes")
+        typer.confirm(f"Retry {total} deliveries?", abort=True, err=True)
+    done = 0
+    while done < total:
+        count = call(config, "retry", **which, limit=_BATCH)["retried"]
+        if not count:
+            break
+        done += count
+        if total > _BATCH:
+            show.words(f"{done} of {total}")
+    show.give({"retried": done}, as_json, lambda _: show.words(f"{done} deliveries are due again"))
+    if ids and not done:
+        raise WatcherError("none of those is dead: `watcher deliveries --status dead` lists what is")
+
+
+@app.command()
+def pause(
+    name: Annotated[str, typer.Argument(help="A watcher, or a flow with --flow.")],
+    flow: IsFlow = False,
+    reason: Annotated[str, typer.Option("--reason", help="Shown by `status`.")] = "",
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Stop running a watcher, or sending to a flow, until resumed. Nothing is lost."""
+    done = call(config, "pause", name=name, flow=flow, reason=reason)
+    show.give(done, as_json, lambda _: show.words(f"{name} is paused: `watcher resume {name}` goes on"))
+
+
+@app.command()
+def resume(
+    name: Annotated[str, typer.Argument(help="A watcher, or a flow with --flow.")],
+    flow: IsFlow = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Go on after a pause, a quarantine (its plan is dropped), failures or a hold."""
+    done = call(config, "resume", name=name, flow=flow)
+    show.give(done, as_json, lambda _: show.words(f"{name} goes on"))
+
+
+def _instant(text: str | None) -> str | None:
+    """RFC 3339 out of an instant or of a duration back from now."""
+    if text is None:
+        return None
+    from datetime import UTC, datetime
+
+    from watcher.config import units
+
+    try:
+        return (datetime.now(UTC) - units.duration(text)).isoformat()
+    except ValueError:
+        pass
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError as error:
+        raise typer.BadParameter("an instant (2026-11-25T10:00Z) or a duration (3h)", param_hint="--since") from error
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).isoformat()
+
+
+def _json_file(path: Path) -> Json:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise typer.BadParameter(f"{path} is not there", param_hint="--plan") from error
+    except ValueError as error:
+        raise typer.BadParameter(f"{path} is no plan: {error}", param_hint="--plan") from error
+
+
+# --- for people --------------------------------------------------------------------------------------------------------
+
+
+def _counts(counts: Json) -> str:
+    return ", ".join(f"{number} {reason}" for reason, number in counts.items() if number) or "nothing"
+
+
+def _status(found: Json) -> None:
+    service = found["service"]
+    show.words(f"service: running, process {service['pid']}" if service["running"] else "service: not running")
+    watchers = {
+        "watcher": "name",
+        "condition": "condition",
+        "schedule": lambda r: r["schedule"] or "-",
+        "checked": lambda r: show.ago(r.get("checked_at")),
+        "next": lambda r: show.ago(r["next_at"]),
+        "found": lambda r: show.ago(r.get("found_at")),
+        "reason": lambda r: r["reason"] or "-",
+    }
+    show.table(found["watchers"], watchers, "no watchers: add a [watchers.NAME] table to the configuration")
+    if found["flows"]:
+        print()
+    flows = {
+        "flow": "name",
+        "condition": "condition",
+        "pending": "pending",
+        "oldest": lambda r: show.ago(r["oldest_at"]),
+        "dead": "dead",
+        "delivered": lambda r: show.ago(r["delivered_at"]),
+        "reason": lambda r: r["reason"] or "-",
+    }
+    show.table(found["flows"], flows, "no flows: add a [flows.NAME] table to the configuration")

@@ -1,0 +1,624 @@
+"""What an operator may do: each verb one function over an Operator, with plain JSON in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+import os
+import secrets as random
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from watcher.errors import StoreError, WatcherError
+from watcher.ids import canonical
+from watcher.store import audit, deliveries as delivery_store, flows as flow_store, items as item_store
+from watcher.store import resources as resource_store, runs as run_store, states as state_store
+from watcher.store import tokens as token_store, variables as variable_store, watchers as watcher_store
+from watcher.values import UNSET, Config, Json, Memory
+
+if TYPE_CHECKING:
+    from watcher.run import Runner
+    from watcher.secrets import Key
+    from watcher.store.db import Database
+
+TOKEN_PREFIX = "wtc_"  # noqa: S105  (what a token starts with, so that leaked ones can be recognised)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Operator:
+    """What the verbs work on. The last four are given only inside a running service."""
+
+    config: Callable[[], Config]
+    db: Database
+    clock: Callable[[], datetime]
+    runner: Runner | None = None
+    key: Key | None = None
+    wake: Callable[[Collection[str]], None] = lambda flows: None  # deliveries of these flows became due
+    reload: Callable[[], Awaitable[None]] | None = None
+    next_run: Callable[[str], datetime | None] | None = None
+    started_at: datetime | None = None
+
+
+Verb = Callable[..., Awaitable[Json]]
+VERBS: dict[str, Verb] = {}
+READS: set[str] = set()
+"""Verbs that write nothing: a database opened read-only is enough."""
+
+
+def _verb(function: Verb) -> Verb:
+    VERBS[function.__name__] = function
+    return function
+
+
+def _read(function: Verb) -> Verb:
+    READS.add(function.__name__)
+    return _verb(function)
+
+
+class Unknown(WatcherError):
+    """There is nothing of that name or number."""
+
+    exit_code = 2
+
+
+class Unsuited(WatcherError):
+    """The verb does not fit what it was asked of."""
+
+    exit_code = 2
+
+
+# --- looking -----------------------------------------------------------------------------------------------------------
+
+
+@_read
+async def status(op: Operator) -> Json:
+    """Every watcher and every flow: in which condition, since when, why, and what waits."""
+    config = op.config()
+    async with op.db.read() as tx:
+        known = {row.name: row for row in await watcher_store.all(tx)}
+        flows = {row.name: row for row in await flow_store.all(tx)}
+        owed = await delivery_store.pending(tx)
+    return {
+        "service": {"running": op.started_at is not None, "pid": os.getpid() if op.started_at else None}
+        | {"started_at": plain(op.started_at)},
+        "watchers": [_watcher(op, name, known.get(name)) for name in sorted({*config.watchers, *known})],
+        "flows": [_flow(config, name, flows.get(name), owed) for name in sorted({*config.flows, *flows, *owed})],
+    }
+
+
+def _watcher(op: Operator, name: str, row: Any) -> Json:
+    watcher = op.config().watchers.get(name)
+    condition, reason = "ok", ""
+    if watcher is None:
+        condition, reason = "gone", "no longer in the configuration"
+    elif not watcher.enabled:
+        condition, reason = "disabled", "enabled = false"
+    elif row is None:
+        condition, reason = "new", "never ran"
+    elif row.quarantined_at:
+        condition, reason = "quarantined", row.quarantine_reason
+    elif row.paused_at:
+        condition, reason = "paused", row.pause_reason
+    elif row.failures:
+        condition, reason = "failing", row.last_error
+    elif not row.checked_at:
+        condition, reason = "new", "never ran"
+    stored = {} if row is None else {k: v for k, v in plain(row).items() if k not in ("id", "name", "origin")}
+    runs = watcher is not None and watcher.enabled and condition not in ("paused", "quarantined")
+    return {
+        "name": name,
+        "condition": condition,
+        "reason": reason,
+        "trigger": watcher.trigger if watcher else None,
+        "flows": list(watcher.flows) if watcher else [],
+        "schedule": _schedule(watcher) if watcher else None,
+        "next_at": plain(op.next_run(name)) if op.next_run and runs else None,
+        **stored,
+    }
+
+
+def _schedule(watcher: Any) -> str:
+    if watcher.cron:
+        return f"{watcher.cron} ({watcher.timezone})"
+    return "every " + span(watcher.every) if watcher.every else "by hand"
+
+
+def _flow(config: Config, name: str, row: Any, owed: Mapping[str, Any]) -> Json:
+    flow = config.flows.get(name)
+    condition, reason = "ok", ""
+    if flow is None:
+        condition, reason = "gone", "no longer in the configuration: its deliveries wait"
+    elif not flow.enabled:
+        condition, reason = "disabled", "enabled = false"
+    elif row is not None and row.paused_at:
+        condition, reason = "paused", row.pause_reason
+    elif row is not None and row.held_since:
+        condition, reason = "held", row.held_reason
+    pending, oldest, dead = owed.get(name, (0, None, 0))
+    return {
+        "name": name,
+        "condition": condition,
+        "reason": reason,
+        "preset": flow.preset if flow else None,
+        "pending": pending,
+        "oldest_at": plain(oldest),
+        "dead": dead,
+        "delivered_at": plain(row.delivered_at) if row else None,
+        "probe_at": plain(row.probe_at) if row else None,
+    }
+
+
+@_read
+async def runs(op: Operator, name: str | None = None, limit: int = 20, before: int | None = None) -> Json:
+    """The newest runs that found something, failed or were quarantined; ``before`` is the last id of the page before."""
+    async with op.db.read() as tx:
+        return plain(await run_store.list(tx, name, limit, before))
+
+
+@_read
+async def run_details(op: Operator, id: int) -> Json:
+    """One run with its log, its error and its counts."""
+    async with op.db.read() as tx:
+        run = await run_store.get(tx, id)
+    if run is None:
+        raise Unknown(f"no such run: {id} (`watcher runs` lists them)")
+    return plain(run)
+
+
+@_read
+async def items(
+    op: Operator, name: str | None = None, key: str | None = None, limit: int = 20, before: int | None = None
+) -> Json:
+    """The newest items, or those of one key."""
+    async with op.db.read() as tx:
+        return plain(await item_store.list(tx, name, key=key, limit=limit, before=before))
+
+
+@_read
+async def deliveries(
+    op: Operator,
+    name: str | None = None,
+    flow: str | None = None,
+    status: str | None = None,
+    limit: int = 20,
+    before: int | None = None,
+) -> Json:
+    """The newest deliveries, of one watcher, flow or status (pending, delivered, dead)."""
+    async with op.db.read() as tx:
+        found = await delivery_store.list(tx, watcher=name, flow=flow, status=status, limit=limit, before=before)
+    return plain(found)
+
+
+@_read
+async def why(op: Operator, key: str, name: str | None = None) -> Json:
+    """Everything ever decided about one key: where it was seen, its items, their deliveries and every attempt."""
+    async with op.db.read() as tx:
+        return plain(await item_store.why(tx, name, key))
+
+
+# --- running -----------------------------------------------------------------------------------------------------------
+
+
+@_verb
+async def plan(op: Operator, name: str) -> Json:
+    """What a run would send, key by key, with the reason. Nothing is saved."""
+    return (await _runner(op, name).plan(name)).to_json()
+
+
+@_verb
+async def run(op: Operator, name: str) -> Json:
+    """One run now; its deliveries go out from the running service, or from the next one."""
+    return plain(await _runner(op, name).run(name))
+
+
+@_verb
+async def apply(op: Operator, name: str, plan: Json) -> Json:
+    """Commit exactly what a plan says, if nothing was committed since it was made."""
+    from watcher.run import Plan
+
+    runner = _runner(op, name)
+    try:
+        proposed = Plan.from_json(plan)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Unsuited("that is no plan: make one with `watcher plan NAME --out FILE`") from error
+    if proposed.watcher != name:
+        raise Unsuited(f"that plan is one of {proposed.watcher!r}, not of {name!r}")
+    return plain(await runner.apply(proposed))
+
+
+@_verb
+async def test(op: Operator, name: str, recording: str) -> Json:
+    """Run a watcher offline against the answers of a recorded run: nothing is asked of the source, nothing saved."""
+    return (await _runner(op, name).test(name, Path(recording))).to_json()
+
+
+@_verb
+async def approve(op: Operator, name: str) -> Json:
+    """Commit the plan that was put in quarantine, and let the watcher run again."""
+    record = await _runner(op, name).approve(name)
+    await _note(op, "approve", name)
+    op.wake(op.config().watchers[name].flows)
+    return plain(record)
+
+
+def _runner(op: Operator, name: str) -> Runner:
+    if name not in op.config().watchers:
+        raise Unknown(f"no such watcher: {name}{did_you_mean(name, op.config().watchers)}")
+    if op.runner is None:
+        raise StoreError("the database is open for reading only")
+    return op.runner
+
+
+# --- steering ----------------------------------------------------------------------------------------------------------
+
+
+@_verb
+async def pause(op: Operator, name: str, reason: str = "", flow: bool = False) -> Json:
+    """Take no more ticks of a watcher, or send nothing to a flow (its deliveries wait), until resumed."""
+    now = op.clock()
+    if flow:
+        _known(name, op.config().flows, "flow")
+        await op.db.write(lambda tx: flow_store.pause(tx, name, reason, now))
+    else:
+        _known(name, op.config().watchers, "watcher")
+        await op.db.write(lambda tx: watcher_store.pause(tx, name, reason, now))
+    await _note(op, "pause", name, reason)
+    return {"paused": name}
+
+
+@_verb
+async def resume(op: Operator, name: str, flow: bool = False) -> Json:
+    """Undo a pause, drop a quarantine with its plan, clear failures and back-off; or let a held flow send at once."""
+    now = op.clock()
+    if flow:
+        _known(name, op.config().flows, "flow")
+        await op.db.write(lambda tx: flow_store.resume(tx, name, now))
+        op.wake([name])
+    else:
+        _known(name, op.config().watchers, "watcher")
+        await op.db.write(lambda tx: watcher_store.resume(tx, name, now))
+    await _note(op, "resume", name)
+    return {"resumed": name}
+
+
+@_verb
+async def retry(
+    op: Operator,
+    ids: Sequence[str] = (),
+    flow: str | None = None,
+    name: str | None = None,
+    since: str | None = None,
+    limit: int = 500,
+) -> Json:
+    """Make up to ``limit`` dead deliveries due again: those named (delivery or item ids), or those that match."""
+    now = op.clock()
+    after = datetime.fromisoformat(since) if since else None
+    count = await op.db.write(
+        lambda tx: delivery_store.retry(tx, ids=list(ids), flow=flow, watcher=name, since=after, now=now, limit=limit)
+    )
+    if count:
+        await _note(op, "retry", " ".join(ids) or flow or name or "all", f"{count} deliveries")
+        op.wake([flow] if flow else list(op.config().flows))
+    return {"retried": count}
+
+
+@_verb
+async def reload(op: Operator) -> Json:
+    """Read the configuration again; a bad one leaves the old in force and is an error here."""
+    if op.reload is None:
+        raise StoreError("no service is running, so there is nothing to reload: `watcher serve` reads the file anyway")
+    await op.reload()
+    config = op.config()
+    return {"watchers": len(config.watchers), "flows": len(config.flows), "digest": config.digest}
+
+
+# --- state -------------------------------------------------------------------------------------------------------------
+
+
+@_read
+async def state_get(op: Operator, name: str, version: int | None = None) -> Json:
+    """What a watcher remembers, now or at an earlier version."""
+    return _memory(await _load(op, name, version))
+
+
+@_read
+async def state_history(op: Operator, name: str, limit: int = 20) -> Json:
+    """The versions of a watcher's memory, newest first."""
+    await _stored(op, name)
+    async with op.db.read() as tx:
+        return plain(await state_store.history(tx, name, limit))
+
+
+@_read
+async def state_diff(op: Operator, name: str, old: int | None = None, new: int | None = None) -> Json:
+    """What changed between two versions, as JSON Patch: by default between the last two."""
+    import jsonpatch
+
+    after = _memory(await _load(op, name, new))
+    before = _memory(await _load(op, name, after["version"] - 1 if old is None else old))
+    hide = {"version": None}
+    return {"old": before, "new": after, "patch": jsonpatch.make_patch(before | hide, after | hide).patch}
+
+
+@_verb
+async def state_set(
+    op: Operator, name: str, value: Json = None, cursor: Json = None, move: bool = False, expected: int | None = None
+) -> Json:
+    """Put a value in place of the script's state, or (``move``) move the cursor; ``expected`` is the version it replaces."""
+    memory = await _load(op, name)
+    if expected is not None and expected != memory.version:
+        raise WatcherError(
+            f"{name} is at version {memory.version}, not {expected}: look at `watcher state diff {name}`"
+        )
+    changed = {"cursor": cursor} if move else {"state": value}
+    return await _put(op, name, dataclasses.replace(memory, **changed), memory.version, "set by hand")
+
+
+@_verb
+async def state_rollback(op: Operator, name: str, version: int) -> Json:
+    """Put an earlier memory in force again, as a new version. Seen keys stay seen."""
+    current = await _load(op, name)
+    old = await _load(op, name, version)
+    return await _put(op, name, old, current.version, f"rolled back to version {version}")
+
+
+@_verb
+async def state_reset(op: Operator, name: str) -> Json:
+    """Forget everything, seen keys too: the next run is a first run."""
+    await _stored(op, name)
+    now = op.clock()
+    await op.db.write(lambda tx: state_store.reset(tx, name, now))
+    await _note(op, "state.reset", name)
+    return {"reset": name}
+
+
+async def _load(op: Operator, name: str, version: int | None = None) -> Memory:
+    await _stored(op, name)
+    async with op.db.read() as tx:
+        if version is None:
+            return await state_store.load(tx, name)
+        found = await state_store.version(tx, name, version)
+    if found is None:
+        raise Unknown(f"{name} has no version {version} any more: `watcher state history {name}` lists what is kept")
+    return found
+
+
+async def _put(op: Operator, name: str, memory: Memory, expected: int, note: str) -> Json:
+    now = op.clock()
+    put = dataclasses.replace(memory, version=expected + 1)
+    await op.db.write(lambda tx: state_store.put(tx, name, put, expected, now, None, note))
+    await _note(op, "state.set", name, note)
+    return _memory(put)
+
+
+async def _stored(op: Operator, name: str) -> None:
+    """A watcher whose memory can be looked at: configured, or gone and still remembered."""
+    async with op.db.read() as tx:
+        known = {row.name for row in await watcher_store.all(tx)}
+    if name not in known:
+        _known(name, {*op.config().watchers, *known}, "watcher")
+
+
+def _memory(memory: Memory) -> dict[str, Json]:
+    return {
+        "version": memory.version,
+        "state": None if memory.state is UNSET else memory.state,
+        "cursor": memory.cursor,
+        "known": memory.known,
+        "validators": {request: dict(values) for request, values in memory.validators.items()},
+    }
+
+
+# --- variables, resources, tokens --------------------------------------------------------------------------------------
+
+
+@_read
+async def variable_list(op: Operator) -> Json:
+    """Every variable, from the configuration and from the database, secret values left out."""
+    async with op.db.read() as tx:
+        rows = await variable_store.list(tx)
+    stored = [plain(row) | {"source": "database"} for row in rows if row.path not in op.config().variables]
+    fixed = [
+        {"path": path, "value": value, "is_secret": False, "source": "file"}
+        for path, value in op.config().variables.items()
+    ]
+    found = stored + fixed
+    return sorted((_shown(variable) for variable in found), key=lambda variable: variable["path"])
+
+
+def _shown(variable: dict[str, Json]) -> dict[str, Json]:
+    return variable | {"value": None} if variable["is_secret"] else variable
+
+
+@_verb
+async def variable_get(op: Operator, path: str) -> Json:
+    """The value of one variable; reading a secret one is noted in the audit list."""
+    if path in op.config().variables:
+        return {"path": path, "value": op.config().variables[path], "is_secret": False, "source": "file"}
+    async with op.db.read() as tx:
+        row = await variable_store.get(tx, path)
+    if row is None:
+        raise Unknown(f"no such variable: {path} (`watcher variable list` shows them)")
+    value = row.value
+    if row.is_secret:
+        value = _key(op).decrypt(path, row.value)
+        await _note(op, "variable.read", path)
+    return plain(row) | {"value": value, "source": "database"}
+
+
+@_verb
+async def variable_set(op: Operator, path: str, value: str, secret: bool = False, description: str = "") -> Json:
+    """Create or replace a variable; a secret one is stored encrypted."""
+    if path in op.config().variables:
+        raise Unsuited(f"{path} is set in the configuration file, which goes first: change it there")
+    now = op.clock()
+    stored = _key(op).encrypt(path, value) if secret else value
+    await op.db.write(
+        lambda tx: variable_store.put(tx, path, stored, is_secret=secret, description=description, now=now)
+    )
+    await _note(op, "variable.set", path)
+    return {"path": path, "is_secret": secret}
+
+
+@_verb
+async def variable_delete(op: Operator, path: str) -> Json:
+    """Delete a variable of the database."""
+    if not await op.db.write(lambda tx: variable_store.delete(tx, path)):
+        raise Unknown(f"no such variable in the database: {path}")
+    await _note(op, "variable.delete", path)
+    return {"deleted": path}
+
+
+@_read
+async def resource_list(op: Operator, type: str | None = None) -> Json:
+    """Every resource, from the configuration and from the database, values left out."""
+    fixed = op.config().resources
+    async with op.db.read() as tx:
+        rows = await resource_store.list(tx, type)
+    found = [plain(row) | {"source": "database"} for row in rows if row.path not in fixed]
+    found += [
+        {"path": path, "resource_type": resource.type, "source": "file"}
+        for path, resource in fixed.items()
+        if type in (None, resource.type)
+    ]
+    return sorted(({k: v for k, v in r.items() if k != "value"} for r in found), key=lambda r: r["path"])
+
+
+@_read
+async def resource_get(op: Operator, path: str) -> Json:
+    """One resource with its value as it is stored: references in it stay references."""
+    if path in op.config().resources:
+        fixed = op.config().resources[path]
+        return {"path": path, "resource_type": fixed.type, "value": fixed.value, "source": "file"}
+    async with op.db.read() as tx:
+        row = await resource_store.get(tx, path)
+    if row is None:
+        raise Unknown(f"no such resource: {path} (`watcher resource list` shows them)")
+    return plain(row) | {"source": "database"}
+
+
+@_verb
+async def resource_set(op: Operator, path: str, type: str, value: Json, description: str = "") -> Json:
+    """Create or replace a resource."""
+    if path in op.config().resources:
+        raise Unsuited(f"{path} is set in the configuration file, which goes first: change it there")
+    now = op.clock()
+    await op.db.write(lambda tx: resource_store.put(tx, path, type, canonical(value), description=description, now=now))
+    await _note(op, "resource.set", path)
+    return {"path": path, "resource_type": type}
+
+
+@_verb
+async def resource_delete(op: Operator, path: str) -> Json:
+    """Delete a resource of the database."""
+    if not await op.db.write(lambda tx: resource_store.delete(tx, path)):
+        raise Unknown(f"no such resource in the database: {path}")
+    await _note(op, "resource.delete", path)
+    return {"deleted": path}
+
+
+@_read
+async def token_list(op: Operator) -> Json:
+    """The API tokens that people made: label, first characters, scopes, expiry, last use."""
+    async with op.db.read() as tx:
+        rows = await token_store.list(tx)
+    return [plain(row) for row in rows]
+
+
+@_verb
+async def token_create(op: Operator, label: str, scopes: Sequence[str] = (), expires_in: float | None = None) -> Json:
+    """A new API token; ``expires_in`` in seconds. It is shown this once: only its hash is kept."""
+    now = op.clock()
+    token = TOKEN_PREFIX + random.token_urlsafe(32)
+    expires = now + timedelta(seconds=expires_in) if expires_in else None
+    digest = hashlib.sha256(token.encode()).digest()
+    await op.db.write(
+        lambda tx: token_store.put(
+            tx, digest, prefix=token[:10], label=label, scopes=list(scopes), expires_at=expires, now=now
+        )
+    )
+    await _note(op, "token.create", token[:10], label)
+    return {"token": token, "label": label, "scopes": list(scopes), "expires_at": plain(expires)}
+
+
+@_verb
+async def token_revoke(op: Operator, prefix: str) -> Json:
+    """Revoke the one token whose first characters or label these are."""
+    async with op.db.read() as tx:
+        rows = [t for t in await token_store.list(tx) if t.label == prefix or t.prefix.startswith(prefix)]
+    if len(rows) != 1:
+        count = "no token" if not rows else f"{len(rows)} tokens"
+        raise Unknown(f"{count} with that label or beginning: {prefix} (`watcher token list` shows them)")
+    digest = rows[0].sha256
+    await op.db.write(lambda tx: token_store.delete(tx, digest))
+    await _note(op, "token.revoke", rows[0].prefix, rows[0].label)
+    return {"revoked": rows[0].prefix, "label": rows[0].label}
+
+
+def _key(op: Operator) -> Key:
+    if op.key is None:
+        raise WatcherError("there is no key to encrypt secrets with: `watcher doctor` says how to make one")
+    return op.key
+
+
+# --- helpers -----------------------------------------------------------------------------------------------------------
+
+
+async def _note(op: Operator, action: str, subject: str, note: str = "") -> None:
+    now = op.clock()
+    await op.db.write(lambda tx: audit.add(tx, now, "operator", action, subject, note))
+
+
+def _known(name: str, names: Collection[str], noun: str) -> None:
+    if name not in names:
+        raise Unknown(f"no such {noun}: {name}{did_you_mean(name, names)}")
+
+
+def did_you_mean(word: str, words: Collection[str]) -> str:
+    """`` (did you mean …?)``, or what there is when nothing is near; empty when there is nothing."""
+    near = difflib.get_close_matches(word, words, 1)
+    if near:
+        return f" (did you mean {near[0]}?)"
+    return f" (there is {', '.join(sorted(words)[:10])})" if words else ""
+
+
+def span(duration: timedelta) -> str:
+    """A duration as the configuration writes it: ``90s``, ``5m``, ``2h``, ``7d``."""
+    seconds = duration.total_seconds()
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:g}{unit}"
+    return f"{seconds:g}s"
+
+
+def plain(value: Any) -> Json:
+    """Any view of the store as JSON: instants as RFC 3339 in UTC, bytes as the JSON they hold or as hexadecimal."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, datetime):
+        return value.astimezone(UTC).isoformat().replace("+00:00", "Z")
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, Enum):
+        return value.name.lower() if isinstance(value.value, int) else value.value
+    if isinstance(value, bytes):
+        return _from_bytes(value)
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(v) for v in value]
+    if value is UNSET:
+        return None
+    return str(value) if isinstance(value, Path) else value
+
+
+def _from_bytes(value: bytes) -> Json:
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value.hex()
