@@ -1,0 +1,67 @@
+"""Deliveries onto the wire: one request, one short answer, no redirects, no cookies, no patience."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from dataclasses import replace
+from datetime import timedelta
+
+from watcher.errors import DeliveryError
+from watcher.http.message import basic, redacted, without_userinfo
+from watcher.http.wire import LookUp, WireError, Wires, read_start, start_of
+from watcher.values import Request, Response
+
+
+class Sender:
+    """All flows' way to their targets."""
+
+    def __init__(self, *, look_up: LookUp = socket.getaddrinfo) -> None:
+        self._wires = Wires(look_up)
+
+    async def send(
+        self,
+        request: Request,
+        *,
+        timeout: timedelta,  # noqa: ASYNC109 -- of everything, from the look-up to the last byte kept
+        private_addresses: bool = True,
+        trust_env: bool = False,
+        keep: int = 4096,
+    ) -> Response:
+        """Send once. Any status is an answer, and at most ``keep`` bytes of its body are read.
+
+        Raises DeliveryError, whose ``kind`` is dns, tls, refused, timeout, reset, guard or invalid.
+        """
+        request = _without_userinfo(request)
+        wire = self._wires.get(private_addresses=private_addresses, trust_env=trust_env)
+        answer = None
+        try:
+            async with asyncio.timeout(timeout.total_seconds()):
+                answer = await wire.send(request)
+                body = start_of(answer, keep)
+                await read_start(answer, body)
+        except TimeoutError as error:
+            if answer is None:
+                raise DeliveryError(
+                    f"{redacted(request.url)}: no answer within {timeout.total_seconds():g} s", kind="timeout"
+                ) from error
+        except WireError as error:
+            raise DeliveryError(f"{redacted(request.url)}: {error}", kind=error.kind) from error
+        finally:
+            if answer is not None:
+                await answer.aclose()
+        headers = {name.lower(): value for name, value in answer.headers.items()}
+        return Response(answer.status_code, headers, bytes(body.data), request.url)
+
+    async def close(self) -> None:
+        await self._wires.close()
+
+
+def _without_userinfo(request: Request) -> Request:
+    """``https://user:password@host/`` as an Authorization header."""
+    if "@" not in request.url:
+        return request
+    url, userinfo = without_userinfo(request.url)
+    if userinfo is None or any(name.lower() == "authorization" for name in request.headers):
+        return replace(request, url=url)
+    return replace(request, url=url, headers={**request.headers, "authorization": basic(*userinfo)})
