@@ -46,16 +46,18 @@ class TriggerError(WatcherError):
     ``kind`` is one of ``raised``, ``timeout``, ``memory``, ``cpu``, ``crashed``, ``junk`` (not JSON, NaN, a cycle),
     ``too_large``, ``missing``, ``arguments``, ``http`` and ``unreachable``; ``detail`` is the script's own traceback
     or the start of the answer, at most 8 KB.
-    ``retry_after`` (seconds) is set when the source itself said when to come back.
+    ``retry_after`` (seconds) is set when the source itself said when to come back. ``logs`` is the tail of what the
+    script printed, at most 64 KB.
     """
 
     def __init__(
-        self, message: str, *, kind: str = "raised", detail: str = "", retry_after: float | None = None
+        self, message: str, *, kind: str = "raised", detail: str = "", retry_after: float | None = None, logs: str = ""
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.detail = detail
         self.retry_after = retry_after
+        self.logs = logs
 
 
 class StoreError(WatcherError):
@@ -85,4 +87,28 @@ class DatabaseTooNew(StoreError):
 
 
 class DeliveryError(WatcherError):
-    """A request to a flow could not be built or sent."""
+    """A request to a flow could not be built or sent.
+
+    ``kind`` is one of ``dns``, ``tls``, ``refused``, ``timeout``, ``reset``, ``guard`` and ``invalid``.
+    """
+
+    def __init__(self, message: str, *, kind: str = "invalid") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class SecretError(WatcherError):
+    """A secret cannot be read: there is no key, it is another key, or the stored value was altered."""
+
+    exit_code = 78
+
+
+class ResolveError(WatcherError):
+    """A ``$var:``, ``$res:``, ``$env:`` or ``$file:`` cannot be resolved.
+
+    ``missing`` tells that nothing stands at the path, as against a circle or a value that is too large.
+    """
+
+    def __init__(self, message: str, *, missing: bool = False) -> None:
+        super().__init__(message)
+        self.missing = missing
