@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from watcher.http import FetchOptions
 
 
+class Unchanged(Exception):
+    """Ends a run early: the source itself answered that it is as it was."""
+
+
 class Host(Protocol):
     """What the service answers to a running script. Errors are raised as TriggerError and reach the script as such."""
 

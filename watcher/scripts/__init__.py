@@ -1,0 +1,116 @@
+"""Trigger scripts and flow steps: found, described, called, each by the runtime that its file needs."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+
+from watcher.context import Host
+from watcher.errors import TriggerError
+from watcher.scripts.calls import Call, Described, Runtime
+from watcher.scripts.loading import Version, version
+from watcher.scripts.loop import Loop, wants_loop
+from watcher.scripts.python import Python
+from watcher.values import Json, Listing, ScriptSettings, StepResult
+
+__all__ = ["Call", "Described", "Runtime", "Scripts", "builtins"]
+
+
+def builtins() -> Path:
+    """The folder of the triggers that come with watcher: inside the package once installed, beside it in a clone."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / "triggers"
+    return inside if inside.is_dir() else package.parent / "triggers"
+
+
+class Scripts:
+    """Every way to run a script, and which file is run how."""
+
+    def __init__(self, settings: ScriptSettings, *, triggers: Path | None = None) -> None:
+        self.triggers = (triggers or builtins()).resolve()
+        self._loop = Loop(settings)
+        self._python = Python(settings)
+        self._wants_loop: dict[Path, tuple[Version, bool]] = {}
+        self._described: dict[Path, tuple[Version, Described]] = {}
+
+    async def start(self) -> None:
+        """Nothing is started before it is needed."""
+
+    async def close(self) -> None:
+        """End every worker process, and whatever the scripts in them started."""
+        await self._python.close()
+
+    def locate(self, trigger: str, base: Path) -> Path:
+        """The file of a trigger: a built-in's name, or a path relative to ``base``. TriggerError says what exists."""
+        return locate(trigger, base, self.triggers)
+
+    async def describe(self, script: Path) -> Described:
+        """What a script says of itself; asked anew only when the file was edited."""
+        now = version(script)
+        known = self._described.get(script)
+        if known and known[0] == now:
+            return known[1]
+        described = await self._runtime(script).describe(script)
+        self._described[script] = now, described
+        return described
+
+    async def check(self, script: Path, args: Mapping[str, Json]) -> None:
+        """Raise TriggerError of kind ``arguments``, with every mistake, if main would not take these."""
+        await self._runtime(script).check(script, args)
+
+    async def call(self, call: Call, host: Host) -> Listing:
+        """Run a trigger once."""
+        return await self._runtime(call.script).call(call, host)
+
+    async def step(
+        self,
+        script: Path,
+        args: Json,
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: timedelta = timedelta(hours=1),  # noqa: ASYNC109 -- kept by the runtime, which also kills
+        host: Host,
+    ) -> StepResult:
+        """Run one step of a flow. Its main is given what it names of ``args``; all of it if it takes one argument."""
+        return await self._runtime(script).step(Call(script, args, env=env or {}, timeout=timeout, cwd=cwd), host)
+
+    def _runtime(self, script: Path) -> Runtime:
+        """The runtime that a file needs. Another language is another line here."""
+        if script.suffix != ".py":
+            raise TriggerError(
+                f"{script.name}: nothing here can run {script.suffix or 'a file without suffix'}: use .py",
+                kind="missing",
+            )
+        return self._loop if self._in_loop(script) else self._python
+
+    def _in_loop(self, script: Path) -> bool:
+        """Built-ins alone may run where they could block every other watcher."""
+        if script.resolve().parent != self.triggers:
+            return False
+        now = version(script)
+        known = self._wants_loop.get(script)
+        if known is None or known[0] != now:
+            known = self._wants_loop[script] = now, wants_loop(script)
+        return known[1]
+
+
+def locate(trigger: str, base: Path, triggers: Path | None = None) -> Path:
+    """As `Scripts.locate`, without a service."""
+    folder = triggers or builtins()
+    if "/" in trigger or trigger.endswith(".py"):
+        path = (base / trigger).resolve()
+        if path.is_file():
+            return path
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], 1)
+        hint = f" (did you mean {path.parent / near[0]}?)" if near else ""
+        raise TriggerError(f"no such script: {path}{hint}", kind="missing")
+    path = folder / f"{trigger}.py"
+    names = sorted(p.stem for p in folder.glob("*.py"))
+    if trigger in names:
+        return path
+    near = difflib.get_close_matches(trigger, names, 1)
+    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(names) or 'none'}; a file is ./{trigger}.py"
+    raise TriggerError(f"no such trigger: {trigger} ({hint})", kind="missing")

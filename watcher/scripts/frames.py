@@ -1,0 +1,60 @@
+"""Messages between the service and a worker: JSON with an attachment, both with a checked length, never pickle."""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import Any, NoReturn
+
+from watcher.values import Json
+
+HEAD = struct.Struct("!II")  # bytes of JSON, bytes of attachment
+
+
+class FrameError(ValueError):
+    """What came through the channel is not a message: its length, its encoding or its shape is wrong."""
+
+
+def dump(value: Json) -> str:
+    """JSON text. ValueError for NaN and cycles, TypeError for what JSON does not know, RecursionError when too deep."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def load(text: str) -> Json:
+    """The value of a JSON text, strictly: ValueError for NaN too."""
+    return json.loads(text, parse_constant=_refuse)
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def pack(message: dict[str, Any], blob: bytes = b"") -> bytes:
+    """One message as bytes."""
+    return pack_text(dump(message), blob)
+
+
+def pack_text(text: str, blob: bytes = b"") -> bytes:
+    """One message, whose JSON is ready, as bytes."""
+    # A lone surrogate is a legal JSON string, so it must travel.
+    body = text.encode("utf-8", "surrogatepass")
+    return b"".join((HEAD.pack(len(body), len(blob)), body, blob))
+
+
+def lengths(head: bytes, limit: int) -> tuple[int, int]:
+    """How many bytes of JSON and of attachment follow. FrameError above ``limit`` bytes together."""
+    text, blob = HEAD.unpack(head)
+    if text + blob > limit:
+        raise FrameError(f"a message of {text + blob} bytes, where {limit} are allowed")
+    return text, blob
+
+
+def unpack(body: bytes) -> dict[str, Any]:
+    """The message in its JSON. FrameError if it is not a JSON object."""
+    try:
+        message = load(body.decode("utf-8", "surrogatepass"))
+    except (ValueError, RecursionError) as error:
+        raise FrameError(f"not JSON: {error}") from error
+    if not isinstance(message, dict):
+        raise FrameError("not a JSON object")
+    return message

@@ -1,0 +1,133 @@
+"""Which worker process serves which script: warm ones kept, room shared so that hung scripts starve no other."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from watcher.errors import TriggerError
+from watcher.scripts.process import Process, environment
+from watcher.values import ScriptSettings
+
+SLOW = 2.0  # seconds after which a run no longer counts against [scripts] workers: it waits or hangs, others go on
+OVERFLOW = 4  # times [scripts] workers: how many may run in all, the slow ones included
+IDLE = 600.0  # seconds after which an unused worker is ended
+GROWTH = 64 * 1024 * 1024  # bytes that a worker may grow after its first run
+FRAME = 1024 * 1024  # bytes that a message may be longer than the largest result
+
+
+class Pool:
+    """Worker processes, each bound to one script file."""
+
+    def __init__(self, settings: ScriptSettings) -> None:
+        self.settings = settings
+        self._env = environment(os.environ, settings.environment)
+        self._idle: list[tuple[Path, int, Process]] = []  # oldest first
+        self._busy: dict[Process, Path] = {}
+        self._swift = asyncio.Semaphore(settings.workers)
+        self._all = asyncio.Semaphore(settings.workers * OVERFLOW)
+        self._of_script: dict[Path, asyncio.Semaphore] = {}
+        self._ending: set[asyncio.Task[str]] = set()
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._closed = False  # no worker is kept any more
+
+    @asynccontextmanager
+    async def process(self, script: Path, memory: int, patience: float) -> AsyncIterator[Process]:
+        """A worker for one run. It is killed afterwards unless the run set ``fit``.
+
+        TriggerError of kind ``timeout`` when no room is found within ``patience`` seconds.
+        """
+        async with self._room(script, patience):
+            process = self._take(script, memory) or await Process.start(
+                memory=memory, limit=self.settings.max_result + FRAME, env=self._env
+            )
+            self._busy[process] = script
+            process.fit = False
+            try:
+                yield process
+            finally:
+                del self._busy[process]
+                process.runs += 1
+                if self._closed or not process.fit or process.ended or process.runs >= self.settings.max_runs:
+                    await process.kill()
+                else:
+                    self._keep(script, memory, process)
+
+    @asynccontextmanager
+    async def _room(self, script: Path, patience: float) -> AsyncIterator[None]:
+        """Room for one more run: of this script (half of all), in all, and among the swift."""
+        of_script = self._of_script.setdefault(script, asyncio.Semaphore(max(1, self.settings.workers * OVERFLOW // 2)))
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(patience):
+                    for room in (of_script, self._all):
+                        await stack.enter_async_context(room)
+                    await self._swift.acquire()
+            except TimeoutError:
+                raise TriggerError(self._full(patience), kind="timeout") from None
+            give_back = _once(self._swift.release)
+            slow = asyncio.get_running_loop().call_later(SLOW, give_back)
+            try:
+                yield
+            finally:
+                slow.cancel()
+                give_back()
+
+    def _full(self, patience: float) -> str:
+        running = sorted({path.name for path in self._busy.values()})
+        return (
+            f"no worker process was free within {patience:g} s: {len(self._busy)} runs are going on "
+            f"({', '.join(running[:5])}): give slow scripts a shorter timeout, or raise [scripts] workers"
+        )
+
+    def _take(self, script: Path, memory: int) -> Process | None:
+        for index in range(len(self._idle) - 1, -1, -1):
+            path, limit, process = self._idle[index]
+            if process.ended:
+                del self._idle[index]
+                self._end(process)
+            elif path == script and limit == memory:
+                del self._idle[index]
+                return process
+        return None
+
+    def _keep(self, script: Path, memory: int, process: Process) -> None:
+        loop = asyncio.get_running_loop()
+        process.idle_since = loop.time()
+        self._idle.append((script, memory, process))
+        if len(self._idle) > self.settings.workers:
+            self._end(self._idle.pop(0)[2])
+        if self._sweeper is None:
+            self._sweeper = loop.call_later(IDLE, self._sweep)
+
+    def _sweep(self) -> None:
+        """End what nobody used for long."""
+        loop = asyncio.get_running_loop()
+        while self._idle and self._idle[0][2].idle_since <= loop.time() - IDLE:
+            self._end(self._idle.pop(0)[2])
+        wait = self._idle[0][2].idle_since + IDLE - loop.time() if self._idle else None
+        self._sweeper = None if wait is None else loop.call_later(wait + 1, self._sweep)
+
+    def _end(self, process: Process) -> None:
+        ending = asyncio.create_task(process.kill())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+
+    async def close(self) -> None:
+        """End every worker and all that they started. Runs that are going on fail."""
+        self._closed = True
+        if self._sweeper:
+            self._sweeper.cancel()
+        idle, self._idle = self._idle, []
+        for process in (*(process for _, _, process in idle), *self._busy):
+            self._end(process)
+        await asyncio.gather(*self._ending)
+
+
+def _once(do: Callable[[], None]) -> Callable[[], None]:
+    """A callable that does it the first time only."""
+    todo = [do]
+    return lambda: todo.pop()() if todo else None

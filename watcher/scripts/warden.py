@@ -1,0 +1,165 @@
+"""Parent of one worker that runs no script: whatever the script started ends with the worker, or with the service."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import resource
+import select
+import signal
+import socket
+import time
+from collections import defaultdict
+from typing import NoReturn
+
+from watcher.scripts import worker
+
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PROCESSES = 64  # of one worker at once: more is taken for a fork bomb
+LOOK = 100  # milliseconds between two looks at a worker that is being watched
+PATIENCE = 5.0  # seconds that killed processes may take to vanish
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main(channel_fd: int, control_fd: int, memory: int, limit: int) -> NoReturn:
+    """Fork the worker and watch over it until it ends or the service lets go of ``control_fd``.
+
+    The service writes ``w`` to have the worker's processes counted and weighed, ``s`` to stop that, and closes its
+    end to have everything killed. The last thing it reads is how it ended: ``exited N``, ``killed N`` (a signal),
+    ``memory`` or ``processes``.
+    """
+    _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans come to us, however they detached themselves
+    channel, control = socket.socket(fileno=channel_fd), socket.socket(fileno=control_fd)
+    channel.set_inheritable(False)
+    control.set_inheritable(False)
+    gc.freeze()
+    warden = os.getpid()
+    child = os.fork()
+    if not child:
+        control.close()
+        os.setsid()
+        _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() == warden:
+            worker.main(channel, memory, limit)
+        os._exit(1)
+    channel.close()
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for fd in (0, 1, 2):
+        os.dup2(nothing, fd)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # only the service ends a worker
+    end = _watch(child, control, memory)
+    _end_all(warden)
+    try:
+        control.send(end.encode())
+    except OSError:
+        pass  # the service has gone
+    os._exit(0)
+
+
+def _watch(child: int, control: socket.socket, memory: int) -> str:
+    """Wait until the worker ends, breaks a limit, or is to be killed, and say which."""
+    woken, wake = os.pipe()
+    os.set_blocking(woken, False)
+    os.set_blocking(wake, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+    poll = select.poll()
+    poll.register(control, select.POLLIN)
+    poll.register(woken, select.POLLIN)
+    watching = False
+    while True:
+        ready = [fd for fd, _ in poll.poll(LOOK if watching else None)]
+        if woken in ready:
+            os.read(woken, 4096)
+        status = _reap(child)
+        if status is not None:
+            code = os.waitstatus_to_exitcode(status)
+            return f"exited {code}" if code >= 0 else f"killed {-code}"
+        if control.fileno() in ready:
+            order = control.recv(64)
+            if not order:
+                return "closed"
+            watching = order.endswith(b"w")
+        if watching and (broken := _broken(os.getpid(), memory)):
+            return broken
+
+
+def _reap(child: int) -> int | None:
+    """Collect whatever ended; the worker's own status if it was among it."""
+    status = None
+    try:
+        while True:
+            pid, ended = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                return status
+            if pid == child:
+                status = ended
+    except ChildProcessError:
+        return status
+
+
+def _broken(root: int, memory: int) -> str:
+    """Which limit all processes of the worker together break, if any."""
+    family = descendants(root)
+    if len(family) > PROCESSES:
+        return "processes"
+    return "memory" if sum(map(_own_memory, family)) > memory + worker.ALLOWANCE else ""
+
+
+def _own_memory(pid: int) -> int:
+    """Bytes that a process does not share with files. What a fork shares with its parent counts for both."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as statm:
+            _, resident, shared, *_ = map(int, statm.read().split())
+    except (OSError, ValueError):
+        return 0
+    return (resident - shared) * resource.getpagesize()
+
+
+def descendants(root: int) -> set[int]:
+    """Every process below one, in whatever session or group it has put itself."""
+    children = defaultdict(list)
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as stat:
+                    # The second field is the command in brackets, and may itself hold brackets and spaces.
+                    parent = int(stat.read().rpartition(b")")[2].split()[1])
+            except (OSError, IndexError, ValueError):
+                continue  # it ended meanwhile
+            children[parent].append(int(name))
+    found: set[int] = set()
+    todo = [root]
+    while todo:
+        for pid in children[todo.pop()]:
+            if pid not in found:
+                found.add(pid)
+                todo.append(pid)
+    return found
+
+
+def _end_all(root: int) -> None:
+    """Kill everything below a process. Stopping it all first leaves nobody to fork while we look."""
+    stopped: set[int] = set()
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline:
+        _reap(0)
+        alive = descendants(root)
+        if not alive:
+            return
+        fresh = alive - stopped
+        for pid in fresh or alive:
+            _signal(pid, signal.SIGSTOP if fresh else signal.SIGKILL)
+        stopped |= fresh
+        if not fresh:
+            time.sleep(0.001)
+
+
+def _signal(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass  # it ended, or it is another user's: then systemd's control group is what ends it
