@@ -245,6 +245,16 @@ async def release(tx: AsyncConnection, token: str, seqs: Collection[int], now: d
         )
 
 
+async def abandon(tx: AsyncConnection, now: datetime) -> None:
+    """Make due at once whatever a process that is gone had claimed. Only for the one process that owns the database."""
+    await run_sql(
+        tx,
+        "UPDATE delivery SET token = NULL, lease_until = NULL, due_at = ? "
+        "WHERE delivery.status = 0 AND delivery.head AND token IS NOT NULL",
+        (micros(now),),
+    )
+
+
 # --- settling ---------------------------------------------------------------------------------------------------------
 
 

@@ -47,8 +47,11 @@ async def _know(tx: AsyncConnection, names: Collection[str]) -> None:
     await insert_many(tx, flow, columns, [(name, "", 0, "") for name in sorted(names)], "ON CONFLICT DO NOTHING")
 
 
-async def hold(tx: AsyncConnection, name: str, reason: str, probe_at: datetime, now: datetime) -> bool:
-    """Hold a flow until a probe succeeds; a flow that is held already counts one more probe. True: newly held."""
+async def hold(tx: AsyncConnection, name: str, reason: str, probe_at: datetime | None, now: datetime) -> bool:
+    """Hold a flow until a probe succeeds; a flow that is held already counts one more probe. True: newly held.
+
+    Without ``probe_at`` it is not probed: somebody has to resume it.
+    """
     await _know(tx, [name])
     values: dict[str, Any] = {"held_reason": reason[:2_000], "probe_at": probe_at}
     free = update(flow).where(flow.c.name == name, flow.c.held_since.is_(None))
