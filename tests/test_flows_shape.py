@@ -1,0 +1,178 @@
+"""Filters, bodies and headers written by users: what they may say, and what an item can never make them do."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.support.deliveries import delivery, find, resolved
+from watcher.errors import DeliveryError
+from watcher.flows import envelope, presets, shape
+from watcher.values import Flow
+
+
+def flow(**more: Any) -> Flow:
+    return Flow("hook", url="http://127.0.0.1/", **more)
+
+
+@pytest.mark.parametrize(
+    ("text", "item", "passes"),
+    [
+        ("item.points > 100", {"points": 101}, True),
+        ("item.points > 100", {"points": 100}, False),
+        ("item.items == 3", {"items": 3}, True),  # the key, not the method of a dict
+        ("item.get == 1 and item.keys is none", {"get": 1, "keys": None}, True),
+        ("item.missing.deep", {}, False),
+        ("item.missing is none", {}, False),  # undefined is not none; `is defined` asks for it
+        ("item.missing is defined", {}, False),
+        ("change == 'new' and watcher == 'news' and key == '7'", {"id": 7}, True),
+        ("previous.price < item.price", {"price": 2}, True),
+        ("'sqlite' in item.title | lower", {"title": "SQLite 4"}, True),
+        ("item['a b'] and item.tags[0] == 'x'", {"a b": 1, "tags": ["x"]}, True),
+    ],
+)
+def test_a_filter_reads_the_item_by_its_keys(text: str, item: dict[str, Any], passes: bool) -> None:
+    assert shape.accepts(flow(filter=text), find(item, previous={"price": 1}), "news") is passes
+
+
+def test_a_flow_without_a_filter_takes_everything() -> None:
+    assert shape.accepts(flow(), find({"id": 1}), "news")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "item.title > 3",
+        "item.missing > 3",
+        "item.tags.append(1)",
+        "item.__class__.__mro__",
+        "item.title.format.__globals__.os",
+        "1 / item.zero",
+        "item.title()",
+    ],
+)
+def test_a_filter_that_fails_says_so_and_names_its_flow(text: str) -> None:
+    item = {"title": "x", "tags": [], "zero": 0}
+    try:
+        assert not shape.accepts(flow(filter=text), find(item), "news")  # an attribute that is not there is no value
+    except DeliveryError as error:
+        assert "flows.hook.filter" in str(error)  # noqa: PT017
+    else:
+        assert "__" in text
+
+
+def test_text_of_an_item_is_never_compiled() -> None:
+    attack = "{{ 7 * 7 }} {% for a in ().__class__ %}{% endfor %}"
+    made = shape.body(flow(body={"text": "{{ item.title }}!"}), delivery({"title": attack}))
+    assert made == {"text": attack + "!"}
+
+
+def test_a_body_keeps_its_shape_and_a_lone_expression_keeps_its_type() -> None:
+    template = {
+        "text": "{{ item.title }} by {{ watcher }}",
+        "points": "{{ item.points }}",
+        "whole": "{{ item }}",
+        "none": "{{ item.missing }}",
+        "number-like": "{{ item.version }}",
+        "list": ["{{ key }}", 1, True, None, {"deep": "{{- change -}}"}],
+        "two": "{{ 1 }}{{ 2 }}",
+        "braces": '{{ "}}" }}',
+        "plain": "no template",
+    }
+    item = {"title": "T", "points": 3, "version": "1e5"}
+    assert shape.body(flow(body=template), delivery(item)) == {
+        "text": "T by news",
+        "points": 3,
+        "whole": item,
+        "none": None,
+        "number-like": "1e5",
+        "list": ["1", 1, True, None, {"deep": "new"}],
+        "two": "12",
+        "braces": "}}",
+        "plain": "no template",
+    }
+
+
+def test_a_body_that_is_one_string_is_sent_as_text_and_one_value_as_json() -> None:
+    said = envelope.body(flow(body="New: {{ item.title }}"), delivery({"title": "Zürich"}), "envelope")
+    assert said == ("New: Zürich".encode(), "text/plain; charset=utf-8")
+    made = envelope.body(flow(body="{{ item }}"), delivery({"title": "Zürich"}), "envelope")
+    assert made == ('{"title":"Zürich"}'.encode(), "application/json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["x{{ 'a' * 2000000 }}", "{{ 'a' * 2000000 }}", "{% for a in item.many %}{{ 'aaaaaaaaaa' * 1000 }}{% endfor %}"],
+)
+def test_a_body_that_grows_without_end_is_stopped(text: str) -> None:
+    with pytest.raises(DeliveryError, match="renders"):
+        envelope.body(flow(body={"text": text}), delivery({"many": list(range(10_000))}), "envelope")
+
+
+def test_a_body_template_that_fails_names_its_flow() -> None:
+    with pytest.raises(DeliveryError, match=r"flows\.hook\.body failed: TypeError"):
+        shape.body(flow(body={"sum": "{{ item.title + 1 }}"}), delivery({"title": "x"}))
+
+
+def test_header_templates_are_filled_in_and_references_are_sent_as_they_are() -> None:
+    made = flow(headers={"X-Key": "k-{{ key }}", "X-Api": "$env:KEY", "X-Fixed": "1"})
+    request = presets["http"].request(
+        made, delivery(), resolved(made, headers={"X-Api": "{{ not.a.template }}"}), delivery().found_at
+    )
+    assert request.headers["x-key"] == "k-1"
+    assert request.headers["x-api"] == "{{ not.a.template }}"
+    assert request.headers["x-fixed"] == "1"
+
+
+@pytest.mark.parametrize("title", ["a\r\nX-Evil: 1", "a\x00b", "line\nbreak", "snow ☃", "tab\there"])
+def test_an_item_cannot_write_a_header_of_its_own(title: str) -> None:
+    with pytest.raises(DeliveryError, match=r"flows\.hook\.headers\.X-Title"):
+        shape.headers(flow(headers={"X-Title": "{{ item.title }}"}), delivery({"title": title}), but={})
+    assert shape.headers(flow(headers={"X-Title": "{{ item.title | urlencode }}"}), delivery({"title": title}), but={})
+
+
+def test_check_finds_every_mistake_with_its_place_and_a_suggestion() -> None:
+    wrong = flow(
+        filter="itme.points > 1",
+        body={"text": "{{ item.title", "more": [{"x": "{{ wachter }}"}], "fine": "{{ run_id }} {{ found_at }}"},
+        headers={"Webhook-Id": "1", "Content-Length": "3", "bad name": "x", "X-Ok": "{{ key }}", "X-Break": "a\nb"},
+    )
+    found = dict(shape.check(wrong))
+    assert found["filter"] == "no such name: itme (did you mean item?)"
+    assert "unexpected" in found["body.text"]
+    assert found["body.more.0.x"] == "no such name: wachter (did you mean watcher?)"
+    assert set(found) == {
+        "filter",
+        "body.text",
+        "body.more.0.x",
+        "headers.Webhook-Id",
+        "headers.Content-Length",
+        "headers.bad name",
+        "headers.X-Break",
+    }
+
+
+@pytest.mark.parametrize(
+    "text", ["item.points >", "item.a | nofilter", "item.a is notest", "a b", "item.a; item.b", ""]
+)
+def test_check_refuses_an_expression_that_does_not_compile(text: str) -> None:
+    assert shape.check(flow(filter=text))
+
+
+def test_check_is_content_with_what_works() -> None:
+    assert (
+        shape.check(
+            flow(filter="item.a and (previous or patch)", body={"x": "{% for t in item.t %}{{ t }}{% endfor %}"})
+        )
+        == []
+    )
+
+
+def test_names_hold_what_changed() -> None:
+    changed = delivery(
+        {"p": 2}, previous={"p": 1}, patch=[{"op": "replace", "path": "/p", "value": 2}], change="changed"
+    )
+    made = shape.body(flow(body={"was": "{{ previous.p }}", "is": "{{ item.p }}", "patch": "{{ patch }}"}), changed)
+    assert made == {"was": 1, "is": 2, "patch": json.loads(changed.payload)["patch"]}
