@@ -45,6 +45,7 @@ class Context(ABC):
         self.state_path = state_path
         self.workspace = workspace
         self.job_id = job_id
+        self.capped = False  # http.pages met its limit before the end of a listing
         self._state = None if state is UNSET else json.dumps(state)
         self._staged: str | None = None
 

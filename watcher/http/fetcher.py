@@ -108,7 +108,10 @@ class Fetcher:
 
     def _prepared(self, request: Request) -> Request:
         """With our own headers where the script set none, and no secret in the URL."""
-        url, userinfo = without_userinfo(request.url)
+        try:
+            url, userinfo = without_userinfo(request.url)
+        except ValueError as error:
+            raise TriggerError(str(error), kind="arguments") from error
         headers = {
             "user-agent": self._settings.user_agent,
             "accept": "*/*",
@@ -165,7 +168,10 @@ class Fetcher:
             target = response.headers.get("location", "")
             if response.status not in _REDIRECT_STATUS or not target or not options.redirects:
                 return response
-            request = _redirected(request, response.status, urljoin(request.url, target))
+            try:
+                request = _redirected(request, response.status, urljoin(request.url, target))
+            except ValueError as error:
+                raise TriggerError(f"{redacted(request.url)} redirects to nowhere: {error}", kind="http") from error
         raise TriggerError(f"{redacted(request.url)}: more than {_REDIRECTS} redirects; check the URL", kind="http")
 
     async def _visit(self, request: Request, options: FetchOptions, ends: float) -> values.Response:

@@ -24,6 +24,7 @@ _DETAIL = 2000  # characters of an unexpected answer that an error shows
 _LONGEST_WAIT = 24 * 3600.0
 _SECRET_NAME = re.compile(r"token|secret|passw|key|auth|sig|credential|session", re.I)
 _CHARSET = re.compile(r"charset\s*=\s*\"?([\w.:-]+)", re.I)
+_NO_HOST = re.compile(r"[\s\\\x00-\x1f\x7f]|%00")
 _LINK = re.compile(r"<([^>]*)>((?:\s*;\s*[\w!#$&+.^`|~*-]+\s*(?:=\s*(?:\"[^\"]*\"|[^\s;,\"]*))?)*)")
 _REL = re.compile(r";\s*rel\s*=\s*(?:\"([^\"]*)\"|([^\s;,\"]+))", re.I)
 
@@ -104,7 +105,10 @@ def build(
     body: bytes | str | None = None,
 ) -> Request:
     """The request that these arguments mean. Raises TriggerError (kind ``arguments``) for a URL that is none."""
-    url, userinfo = without_userinfo(with_params(url, params))
+    try:
+        url, userinfo = without_userinfo(with_params(url, params))
+    except ValueError as error:
+        raise TriggerError(str(error), kind="arguments") from error
     sent = {name.lower(): str(value) for name, value in (headers or {}).items()}
     if json is not values.UNSET:
         content = json_module.dumps(json, ensure_ascii=False, allow_nan=False).encode()
@@ -134,14 +138,16 @@ def with_params(url: str, params: Params | None) -> str:
 
 
 def without_userinfo(url: str) -> tuple[str, tuple[str, str] | None]:
-    """``https://user:password@host/`` as a URL without a secret, and the pair. Checks that it is an http(s) URL."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-    except ValueError as error:
-        raise TriggerError(f"not a URL: {error}", kind="arguments") from error
+    """``https://user:password@host/`` as a URL without a secret, and the pair.
+
+    Raises ValueError for what is no http(s) URL, or means different hosts to different parsers.
+    """
+    parts = urlsplit(url)
+    host, _ = parts.hostname, parts.port  # a port that is none raises
     if parts.scheme not in ("http", "https") or not host:
-        raise TriggerError(f"not an http or https URL: {url[:200]!r}", kind="arguments")
+        raise ValueError(f"not an http or https URL: {redacted(url)!r}")
+    if _NO_HOST.search(parts.netloc):
+        raise ValueError(f"there are characters in the host that do not belong there: {redacted(url)!r}")
     if "@" not in parts.netloc:
         return url, None
     userinfo, _, netloc = parts.netloc.rpartition("@")

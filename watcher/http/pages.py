@@ -1,8 +1,8 @@
 """Page by page through a listing, safe against a listing that moves meanwhile.
 
-Each function is an async generator of pages (lists of items), for use in an ``async def main``; those in
-`watcher.http.pages.sync` are the same for a plain ``def main``. A page is asked for only when the one before has
-been taken, so a script that yields each page to the service stops where everything is known:
+Each function is an async generator of pages (lists of items) for an ``async def main``; `watcher.http.sync.pages` has
+the same for a plain ``def main``. A page is asked for when the one before has been taken, so a script that yields
+each page to the service stops where everything is known:
 
     @trigger(key="id")
     async def main(repo: str):
@@ -11,3 +11,39 @@ been taken, so a script that yields each page to the service stops where everyth
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import AsyncIterator, Callable
+from typing import ParamSpec
+
+from watcher.context import current
+from watcher.http import paging
+from watcher.http.reach import ask
+
+P = ParamSpec("P")
+
+
+def _asking(steps: Callable[P, paging.Steps]) -> Callable[P, AsyncIterator[paging.Page]]:
+    @functools.wraps(steps)
+    async def pages(*args: P.args, **kwargs: P.kwargs) -> AsyncIterator[paging.Page]:
+        walk = steps(*args, **kwargs)
+        try:
+            step = next(walk)
+            while True:
+                if isinstance(step, list):
+                    yield step
+                    step = next(walk)
+                else:
+                    step = walk.send(await ask(*step, True))
+        except StopIteration:
+            return
+        except paging.TooMany:
+            current().capped = True
+
+    return pages
+
+
+link = _asking(paging.link)
+numbered = _asking(paging.numbered)
+offset = _asking(paging.offset)
+cursor = _asking(paging.cursor)

@@ -32,7 +32,10 @@ class Sender:
 
         Raises DeliveryError, whose ``kind`` is dns, tls, refused, timeout, reset, guard or invalid.
         """
-        request = _without_userinfo(request)
+        try:
+            request = _without_userinfo(request)
+        except ValueError as error:
+            raise DeliveryError(str(error), kind="invalid") from error
         wire = self._wires.get(private_addresses=private_addresses, trust_env=trust_env)
         answer = None
         try:
@@ -58,10 +61,10 @@ class Sender:
 
 
 def _without_userinfo(request: Request) -> Request:
-    """``https://user:password@host/`` as an Authorization header."""
-    if "@" not in request.url:
-        return request
+    """``https://user:password@host/`` as an Authorization header. Raises ValueError for what is no URL."""
     url, userinfo = without_userinfo(request.url)
-    if userinfo is None or any(name.lower() == "authorization" for name in request.headers):
+    if userinfo is None:
+        return request
+    if any(name.lower() == "authorization" for name in request.headers):
         return replace(request, url=url)
     return replace(request, url=url, headers={**request.headers, "authorization": basic(*userinfo)})

@@ -6,9 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from watcher import values
+from watcher.http import sync_pages as pages
 from watcher.http.message import Auth, FetchOptions, Params, Response, build
 from watcher.http.reach import ask_sync
 from watcher.values import Json
+
+__all__ = ["get", "pages", "post"]
 
 
 def get(

@@ -271,4 +271,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _short(error: BaseException) -> str:
-    return (str(error) or type(error).__name__)[:300]
+    """The library's words without its wrapping."""
+    inner = getattr(error, "os_error", None) or error
+    text = getattr(inner, "strerror", None) or getattr(inner, "message", None) or str(inner) or type(inner).__name__
+    return str(text).splitlines()[0][:200].rstrip(": ")

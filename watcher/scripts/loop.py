@@ -83,8 +83,9 @@ class Loop:
                 message = f"{call.script.name} did not finish within {seconds:g} s: give it a longer timeout"
                 raise TriggerError(message, kind="timeout") from None
             raise failure(error, call.script) from error
+        complete, capped = sink.complete and not reach.capped, sink.capped or reach.capped
         return Listing(
-            loaded.label, () if unchanged else found, unchanged, sink.complete, sink.capped, reach.staged,
+            loaded.label, () if unchanged else found, unchanged, complete, capped, reach.staged,
             warnings=picked.warnings(),
         )  # fmt: skip
 

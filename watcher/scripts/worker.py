@@ -205,7 +205,8 @@ class Worker:
             except context.Unchanged:
                 unchanged = True
         pages.flush()
-        facts = {"unchanged": unchanged, "complete": sink.complete, "capped": sink.capped}
+        complete, capped = sink.complete and not reach.capped, sink.capped or reach.capped
+        facts = {"unchanged": unchanged, "complete": complete, "capped": capped}
         staged = {} if reach.staged is UNSET else {"state": reach.staged}
         return {"label": _label(script), **facts, **staged, "warnings": picked.warnings()}
 
