@@ -14,12 +14,20 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from watcher.config import units
 from watcher.errors import StoreError, WatcherError
 from watcher.ids import canonical
-from watcher.store import audit, deliveries as delivery_store, flows as flow_store, items as item_store
-from watcher.store import resources as resource_store, runs as run_store, states as state_store
-from watcher.store import tokens as token_store, variables as variable_store, watchers as watcher_store
-from watcher.values import UNSET, Config, Json, Memory
+from watcher.store import audit
+from watcher.store import deliveries as delivery_store
+from watcher.store import flows as flow_store
+from watcher.store import items as item_store
+from watcher.store import resources as resource_store
+from watcher.store import runs as run_store
+from watcher.store import states as state_store
+from watcher.store import tokens as token_store
+from watcher.store import variables as variable_store
+from watcher.store import watchers as watcher_store
+from watcher.values import UNSET, Config, Json, Memory, RunRecord
 
 if TYPE_CHECKING:
     from watcher.run import Runner
@@ -72,7 +80,7 @@ class Unsuited(WatcherError):
     exit_code = 2
 
 
-# --- looking -----------------------------------------------------------------------------------------------------------
+# --- looking ----------------------------------------------------------------------------------------------------------
 
 
 @_read
@@ -80,8 +88,8 @@ async def status(op: Operator) -> Json:
     """Every watcher and every flow: in which condition, since when, why, and what waits."""
     config = op.config()
     async with op.db.read() as tx:
-        known = {row.name: row for row in await watcher_store.all(tx)}
-        flows = {row.name: row for row in await flow_store.all(tx)}
+        known = {row.name: row for row in await watcher_store.everyone(tx)}
+        flows = {row.name: row for row in await flow_store.everyone(tx)}
         owed = await delivery_store.pending(tx)
     return {
         "service": {"running": op.started_at is not None, "pid": os.getpid() if op.started_at else None}
@@ -125,7 +133,7 @@ def _watcher(op: Operator, name: str, row: Any) -> Json:
 def _schedule(watcher: Any) -> str:
     if watcher.cron:
         return f"{watcher.cron} ({watcher.timezone})"
-    return "every " + span(watcher.every) if watcher.every else "by hand"
+    return "every " + units.show_duration(watcher.every) if watcher.every else "by hand"
 
 
 def _flow(config: Config, name: str, row: Any, owed: Mapping[str, Any]) -> Json:
@@ -139,15 +147,15 @@ def _flow(config: Config, name: str, row: Any, owed: Mapping[str, Any]) -> Json:
         condition, reason = "paused", row.pause_reason
     elif row is not None and row.held_since:
         condition, reason = "held", row.held_reason
-    pending, oldest, dead = owed.get(name, (0, None, 0))
+    backlog = owed.get(name)
     return {
         "name": name,
         "condition": condition,
         "reason": reason,
         "preset": flow.preset if flow else None,
-        "pending": pending,
-        "oldest_at": plain(oldest),
-        "dead": dead,
+        "pending": backlog.pending if backlog else 0,
+        "oldest_at": plain(backlog.oldest) if backlog else None,
+        "dead": backlog.dead if backlog else 0,
         "delivered_at": plain(row.delivered_at) if row else None,
         "probe_at": plain(row.probe_at) if row else None,
     }
@@ -155,28 +163,29 @@ def _flow(config: Config, name: str, row: Any, owed: Mapping[str, Any]) -> Json:
 
 @_read
 async def runs(op: Operator, name: str | None = None, limit: int = 20, before: int | None = None) -> Json:
-    """The newest runs that found something, failed or were quarantined; ``before`` is the last id of the page before."""
+    """The newest runs that found something, failed or were quarantined; ``before`` is an id to go on below."""
+    await _filters(op, name)
     async with op.db.read() as tx:
         return plain(await run_store.list(tx, name, limit, before))
 
 
 @_read
 async def run_details(op: Operator, id: int) -> Json:
-    """One run with its log, its error and its counts."""
+    """One run with its log, its error and its items."""
     async with op.db.read() as tx:
         run = await run_store.get(tx, id)
+        found = await item_store.list(tx, run_id=id, limit=100)
     if run is None:
         raise Unknown(f"no such run: {id} (`watcher runs` lists them)")
-    return plain(run)
+    return plain(run) | {"items": plain(found)}
 
 
 @_read
-async def items(
-    op: Operator, name: str | None = None, key: str | None = None, limit: int = 20, before: int | None = None
-) -> Json:
-    """The newest items, or those of one key."""
+async def items(op: Operator, name: str | None = None, limit: int = 20, before: int | None = None) -> Json:
+    """The newest items; ``before`` is a `seq` to go on below."""
+    await _filters(op, name)
     async with op.db.read() as tx:
-        return plain(await item_store.list(tx, name, key=key, limit=limit, before=before))
+        return plain(await item_store.list(tx, name, limit=limit, before=before))
 
 
 @_read
@@ -188,20 +197,38 @@ async def deliveries(
     limit: int = 20,
     before: int | None = None,
 ) -> Json:
-    """The newest deliveries, of one watcher, flow or status (pending, delivered, dead)."""
+    """The newest deliveries, of one watcher, flow or status; ``before`` is a `seq` to go on below."""
+    await _filters(op, name, flow)
     async with op.db.read() as tx:
-        found = await delivery_store.list(tx, watcher=name, flow=flow, status=status, limit=limit, before=before)
-    return plain(found)
+        rows = await delivery_store.list(tx, flow=flow, watcher_name=name, status=status, limit=limit, before=before)
+    return plain(rows)
+
+
+async def _filters(op: Operator, name: str | None, flow: str | None = None) -> None:
+    """Refuse names that nobody ever had: an empty list would look like an answer."""
+    async with op.db.read() as tx:
+        if name is not None:
+            _known(name, {*op.config().watchers, *(row.name for row in await watcher_store.everyone(tx))}, "watcher")
+        if flow is not None:
+            known = {*(row.name for row in await flow_store.everyone(tx)), *await delivery_store.pending(tx)}
+            _known(flow, {*op.config().flows, *known}, "flow")
 
 
 @_read
 async def why(op: Operator, key: str, name: str | None = None) -> Json:
-    """Everything ever decided about one key: where it was seen, its items, their deliveries and every attempt."""
+    """Everything ever decided about one key (or item or delivery id), one story per watcher that met it."""
+    await _filters(op, name)
     async with op.db.read() as tx:
-        return plain(await item_store.why(tx, name, key))
+        stories = await item_store.why(tx, name, key)
+    answers = {a.id: a.answer.decode("utf-8", "replace") for story in stories for a in story.attempts}
+    found = plain(stories)
+    for story in found:
+        for attempt in story["attempts"]:
+            attempt["answer"] = answers[attempt["id"]]
+    return found
 
 
-# --- running -----------------------------------------------------------------------------------------------------------
+# --- running ----------------------------------------------------------------------------------------------------------
 
 
 @_verb
@@ -213,7 +240,7 @@ async def plan(op: Operator, name: str) -> Json:
 @_verb
 async def run(op: Operator, name: str) -> Json:
     """One run now; its deliveries go out from the running service, or from the next one."""
-    return plain(await _runner(op, name).run(name))
+    return _record(await _runner(op, name).run(name))
 
 
 @_verb
@@ -228,7 +255,7 @@ async def apply(op: Operator, name: str, plan: Json) -> Json:
         raise Unsuited("that is no plan: make one with `watcher plan NAME --out FILE`") from error
     if proposed.watcher != name:
         raise Unsuited(f"that plan is one of {proposed.watcher!r}, not of {name!r}")
-    return plain(await runner.apply(proposed))
+    return _record(await runner.apply(proposed))
 
 
 @_verb
@@ -242,8 +269,11 @@ async def approve(op: Operator, name: str) -> Json:
     """Commit the plan that was put in quarantine, and let the watcher run again."""
     record = await _runner(op, name).approve(name)
     await _note(op, "approve", name)
-    op.wake(op.config().watchers[name].flows)
-    return plain(record)
+    return _record(record)
+
+
+def _record(record: RunRecord) -> Json:
+    return {field: value for field, value in plain(record).items() if field != "plan"}
 
 
 def _runner(op: Operator, name: str) -> Runner:
@@ -254,7 +284,7 @@ def _runner(op: Operator, name: str) -> Runner:
     return op.runner
 
 
-# --- steering ----------------------------------------------------------------------------------------------------------
+# --- steering ---------------------------------------------------------------------------------------------------------
 
 
 @_verb
@@ -286,24 +316,34 @@ async def resume(op: Operator, name: str, flow: bool = False) -> Json:
     return {"resumed": name}
 
 
-@_verb
-async def retry(
-    op: Operator,
-    ids: Sequence[str] = (),
-    flow: str | None = None,
-    name: str | None = None,
-    since: str | None = None,
-    limit: int = 500,
-) -> Json:
-    """Make up to ``limit`` dead deliveries due again: those named (delivery or item ids), or those that match."""
-    now = op.clock()
+@_read
+async def dead(op: Operator, flow: str | None = None, name: str | None = None, since: str | None = None) -> Json:
+    """The ids of every dead delivery that matches; ``since`` (RFC 3339) is when its item was found."""
+    await _filters(op, name, flow)
     after = datetime.fromisoformat(since) if since else None
-    count = await op.db.write(
-        lambda tx: delivery_store.retry(tx, ids=list(ids), flow=flow, watcher=name, since=after, now=now, limit=limit)
-    )
+    found: list[str] = []
+    before = None
+    async with op.db.read() as tx:
+        while page := await delivery_store.list(
+            tx, flow=flow, watcher_name=name, status="dead", since=after, limit=1000, before=before
+        ):
+            found += [row.id for row in page]
+            before = page[-1].seq
+    return {"ids": found}
+
+
+@_verb
+async def retry(op: Operator, ids: Sequence[str]) -> Json:
+    """Make these deliveries due now, or all deliveries of these items, dead or not, under the ids that they had."""
+    now = op.clock()
+    async with op.db.read() as tx:
+        items = [item.seq for item in [await item_store.get(tx, id) for id in ids if id.startswith("itm_")] if item]
+        of_items = await delivery_store.of_items(tx, items) if items else []
+    named = [id for id in ids if not id.startswith("itm_")] + [row.id for row in of_items]
+    count = await op.db.write(lambda tx: delivery_store.retry(tx, named, now=now))
     if count:
-        await _note(op, "retry", " ".join(ids) or flow or name or "all", f"{count} deliveries")
-        op.wake([flow] if flow else list(op.config().flows))
+        await _note(op, "retry", named[0] if count == 1 else f"{count} deliveries")
+        op.wake(list(op.config().flows))
     return {"retried": count}
 
 
@@ -317,7 +357,7 @@ async def reload(op: Operator) -> Json:
     return {"watchers": len(config.watchers), "flows": len(config.flows), "digest": config.digest}
 
 
-# --- state -------------------------------------------------------------------------------------------------------------
+# --- state ------------------------------------------------------------------------------------------------------------
 
 
 @_read
@@ -329,7 +369,8 @@ async def state_get(op: Operator, name: str, version: int | None = None) -> Json
 @_read
 async def state_history(op: Operator, name: str, limit: int = 20) -> Json:
     """The versions of a watcher's memory, newest first."""
-    await _stored(op, name)
+    if not await _stored(op, name):
+        return []
     async with op.db.read() as tx:
         return plain(await state_store.history(tx, name, limit))
 
@@ -340,6 +381,8 @@ async def state_diff(op: Operator, name: str, old: int | None = None, new: int |
     import jsonpatch
 
     after = _memory(await _load(op, name, new))
+    if after["version"] < 2 and old is None:
+        raise Unsuited(f"{name} is at version {after['version']}: there is nothing before it to compare with")
     before = _memory(await _load(op, name, after["version"] - 1 if old is None else old))
     hide = {"version": None}
     return {"old": before, "new": after, "patch": jsonpatch.make_patch(before | hide, after | hide).patch}
@@ -349,7 +392,7 @@ async def state_diff(op: Operator, name: str, old: int | None = None, new: int |
 async def state_set(
     op: Operator, name: str, value: Json = None, cursor: Json = None, move: bool = False, expected: int | None = None
 ) -> Json:
-    """Put a value in place of the script's state, or (``move``) move the cursor; ``expected`` is the version it replaces."""
+    """Put a value in place of the script's state, or move the cursor; ``expected`` is the version it replaces."""
     memory = await _load(op, name)
     if expected is not None and expected != memory.version:
         raise WatcherError(
@@ -378,30 +421,28 @@ async def state_reset(op: Operator, name: str) -> Json:
 
 
 async def _load(op: Operator, name: str, version: int | None = None) -> Memory:
-    await _stored(op, name)
+    if not await _stored(op, name):
+        return Memory()
     async with op.db.read() as tx:
-        if version is None:
-            return await state_store.load(tx, name)
-        found = await state_store.version(tx, name, version)
-    if found is None:
-        raise Unknown(f"{name} has no version {version} any more: `watcher state history {name}` lists what is kept")
-    return found
+        return await (state_store.load(tx, name) if version is None else state_store.version(tx, name, version))
 
 
 async def _put(op: Operator, name: str, memory: Memory, expected: int, note: str) -> Json:
     now = op.clock()
-    put = dataclasses.replace(memory, version=expected + 1)
-    await op.db.write(lambda tx: state_store.put(tx, name, put, expected, now, None, note))
+    keep = op.config().watchers[name].keep_history if name in op.config().watchers else 100
+    version = await op.db.write(
+        lambda tx: state_store.put(tx, name, memory, expected, now, run_id=None, note=note, keep=keep)
+    )
     await _note(op, "state.set", name, note)
-    return _memory(put)
+    return _memory(dataclasses.replace(memory, version=version))
 
 
-async def _stored(op: Operator, name: str) -> None:
-    """A watcher whose memory can be looked at: configured, or gone and still remembered."""
+async def _stored(op: Operator, name: str) -> bool:
+    """Whether the database knows this watcher already. Raises Unknown when the configuration does not either."""
     async with op.db.read() as tx:
-        known = {row.name for row in await watcher_store.all(tx)}
-    if name not in known:
-        _known(name, {*op.config().watchers, *known}, "watcher")
+        known = {row.name for row in await watcher_store.everyone(tx)}
+    _known(name, {*op.config().watchers, *known}, "watcher")
+    return name in known
 
 
 def _memory(memory: Memory) -> dict[str, Json]:
@@ -414,7 +455,7 @@ def _memory(memory: Memory) -> dict[str, Json]:
     }
 
 
-# --- variables, resources, tokens --------------------------------------------------------------------------------------
+# --- variables, resources, tokens -------------------------------------------------------------------------------------
 
 
 @_read
@@ -566,7 +607,7 @@ def _key(op: Operator) -> Key:
     return op.key
 
 
-# --- helpers -----------------------------------------------------------------------------------------------------------
+# --- helpers ----------------------------------------------------------------------------------------------------------
 
 
 async def _note(op: Operator, action: str, subject: str, note: str = "") -> None:
@@ -587,17 +628,8 @@ def did_you_mean(word: str, words: Collection[str]) -> str:
     return f" (there is {', '.join(sorted(words)[:10])})" if words else ""
 
 
-def span(duration: timedelta) -> str:
-    """A duration as the configuration writes it: ``90s``, ``5m``, ``2h``, ``7d``."""
-    seconds = duration.total_seconds()
-    for size, unit in ((86400, "d"), (3600, "h"), (60, "m")):
-        if seconds >= size and seconds % size == 0:
-            return f"{seconds / size:g}{unit}"
-    return f"{seconds:g}s"
-
-
 def plain(value: Any) -> Json:
-    """Any view of the store as JSON: instants as RFC 3339 in UTC, bytes as the JSON they hold or as hexadecimal."""
+    """Any view of the store as JSON: instants as RFC 3339 in UTC, bytes as hexadecimal."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, datetime):
@@ -607,7 +639,7 @@ def plain(value: Any) -> Json:
     if isinstance(value, Enum):
         return value.name.lower() if isinstance(value.value, int) else value.value
     if isinstance(value, bytes):
-        return _from_bytes(value)
+        return value.hex()
     if isinstance(value, Mapping):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -615,10 +647,3 @@ def plain(value: Any) -> Json:
     if value is UNSET:
         return None
     return str(value) if isinstance(value, Path) else value
-
-
-def _from_bytes(value: bytes) -> Json:
-    try:
-        return json.loads(value)
-    except ValueError:
-        return value.hex()

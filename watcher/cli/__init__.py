@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, cast
@@ -90,9 +91,9 @@ def _options(config: ConfigFile = None) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. Nobody but a developer (WATCHER_DEBUG=1) reads a traceback."""
+    """Run one command and return its exit code. Nobody but a developer (PYTHONDEVMODE=1) reads a traceback."""
     if "_WATCHER_COMPLETE" in os.environ:
-        typer.completion.completion_init()
+        typer.completion.get_completion_inspect_parameters()  # which teaches Typer the shells
     try:
         typer.main.get_command(app).main(args=arguments, prog_name="watcher")
     except SystemExit as ended:
@@ -104,16 +105,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         show.error(str(error))
         return error.exit_code
     except OSError as error:
-        if os.environ.get("WATCHER_DEBUG"):
+        if sys.flags.dev_mode:
             raise
         show.error(f"{error.filename or 'system'}: {error.strerror or error}")
         return 1
     except Exception as error:
-        if os.environ.get("WATCHER_DEBUG"):
+        if sys.flags.dev_mode:
             raise
         show.error(
             f"this should not happen: {type(error).__name__}: {error}\n"
-            "Please report it, with what `WATCHER_DEBUG=1 watcher …` prints for the same command."
+            "Please report it, with what `PYTHONDEVMODE=1 watcher …` prints for the same command."
         )
         return 1
     return 0

@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from watcher.errors import Mistake
 from watcher.values import Config, Json
 
 
-def check(file: Path) -> tuple[Config, list[str]]:
-    """The configuration and its warnings. Raises ConfigError with every mistake."""
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A good configuration with what is worth telling about it; ``origins``: option → where its value came from."""
+
+    config: Config
+    warnings: list[str]
+    origins: Mapping[str, str]
+
+
+def check(file: Path | None) -> Checked:
+    """Everything that can be known without asking a source or a flow. Raises ConfigError with every mistake."""
     from watcher import config
 
-    loaded = config.load(file, environ=os.environ)
-    return loaded, deeper(loaded)
+    loaded = config.read(file, environ=os.environ)
+    return Checked(loaded.config, [*loaded.warnings, *deeper(loaded.config)], loaded.origins)
 
 
 def deeper(loaded: Config) -> list[str]:

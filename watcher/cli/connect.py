@@ -18,30 +18,31 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-PLACES = (Path("watcher.toml"), Path("/etc/watcher/watcher.toml"))
 _RUNNING = {"plan", "run", "apply", "test", "approve"}
 """Verbs that call scripts."""
 
 
-def config_file(given: Path | None) -> Path:
-    """The flag, else WATCHER_CONFIG, else ./watcher.toml, else /etc/watcher/watcher.toml."""
-    named = given or (Path(os.environ["WATCHER_CONFIG"]) if os.environ.get("WATCHER_CONFIG") else None)
-    if named is not None:
-        return named
-    for place in PLACES:
-        if place.exists():
-            return place
-    looked = " or ".join(map(str, PLACES))
-    raise ConfigError(
-        [Mistake("configuration", f"there is no {looked}", hint="name one with --config, or `watcher init` makes one")]
-    )
+def file(given: Path | None) -> Path:
+    """The configuration file: the flag's, else $WATCHER_CONFIG's, else that of the usual places."""
+    from watcher import config
+
+    found = given or config.find(os.environ)
+    if found is None:
+        raise ConfigError(
+            [
+                Mistake(
+                    "configuration", "there is none here", hint="name one with --config, or write one: `watcher init`"
+                )
+            ]
+        )
+    return found
 
 
 def load(given: Path | None) -> Config:
-    """The configuration, or ConfigError with every mistake in it."""
+    """The configuration, whole and valid. Raises ConfigError with every mistake."""
     from watcher import config
 
-    return config.load(config_file(given), environ=os.environ)
+    return config.load(file(given), environ=os.environ)
 
 
 def call(given: Path | None, verb: str, **arguments: Any) -> Json:
@@ -62,6 +63,12 @@ def wait(work: Coroutine[Any, Any, T]) -> T:
 
 async def _directly(config: Config, verb: str, arguments: dict[str, Any]) -> Json:
     from watcher import operations
+    from watcher.store import watchers
+
+    async def act(db: Database) -> Json:
+        names = {watcher.name: watcher.was for watcher in config.watchers.values()}
+        await db.write(lambda tx: watchers.sync(tx, names, now()))
+        return await operations.VERBS[verb](_operator(config, db), **arguments)
 
     if verb in operations.READS:
         read = await _read_only(config)
@@ -71,7 +78,7 @@ async def _directly(config: Config, verb: str, arguments: dict[str, Any]) -> Jso
             finally:
                 await read.close()
     if verb not in _RUNNING:
-        return await _writing(config, lambda db: operations.VERBS[verb](_operator(config, db), **arguments))
+        return await _writing(config, act)
     from watcher.app import Runtime
     from watcher.store import db as store_db
 
@@ -88,8 +95,8 @@ async def _read_only(config: Config) -> Database | None:
     from watcher.store import db as store_db
     from watcher.store import migrate
 
-    file = sqlite_file(config.database)
-    if file is not None and not file.exists():
+    path = sqlite_file(config.database)
+    if path is not None and not path.exists():
         return None
     db = await store_db.Database.open(config.database, read_only=True)
     if await migrate.check(db) == "current":
@@ -151,14 +158,13 @@ def hand_over(config: Config) -> None:
     """Give what root made in the service's directories to the service's own user, who could not write it otherwise."""
     if os.geteuid() != 0:
         return
-    file = sqlite_file(config.database)
-    made = [] if file is None else [file, file.with_name(file.name + ".lock")]
+    path = sqlite_file(config.database)
+    made = [] if path is None else list(path.parent.glob(f"{path.name}*"))
     backups = config.data / "backups"
     made += [backups, *backups.glob("*")] if backups.exists() else []
-    for path in made:
-        if path.exists():
-            owner = path.parent.stat()
-            os.chown(path, owner.st_uid, owner.st_gid)
+    for each in made:
+        owner = each.parent.stat()
+        os.chown(each, owner.st_uid, owner.st_gid)
 
 
 def sqlite_file(url: str) -> Path | None:

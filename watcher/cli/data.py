@@ -115,7 +115,7 @@ def import_(
         if str(source) == "-":
             await store_backup.import_(db, lines(sys.stdin))
         else:
-            with source.open(encoding="utf-8") as stream:  # noqa: ASYNC230  (one command, nothing else waits)
+            with source.open(encoding="utf-8") as stream:
                 await store_backup.import_(db, lines(stream))
 
     connect.writing(loaded, work)

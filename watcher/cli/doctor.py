@@ -75,7 +75,7 @@ def examine(given: Path | None) -> list[Finding]:
     return findings + _triggers(config) + asyncio.run(_flows(config))
 
 
-# --- this machine ------------------------------------------------------------------------------------------------------
+# --- this machine -----------------------------------------------------------------------------------------------------
 
 
 def _sqlite(version: tuple[int, ...]) -> Finding:
@@ -118,7 +118,7 @@ def _tools() -> Iterator[Finding]:
         yield ok(name, path) if path else ok(name, f"not found, needed only for {use}")
 
 
-# --- this installation -------------------------------------------------------------------------------------------------
+# --- this installation ------------------------------------------------------------------------------------------------
 
 
 def _service(config: Config) -> Finding:
@@ -181,8 +181,8 @@ async def _contents(db: Database, key: object) -> list[Finding]:
 
     async with db.read() as tx:
         secret = [row.path for row in await variables.list(tx) if row.is_secret]
-        troubled = [row.name for row in await watchers.all(tx) if row.quarantined_at]
-        dead = sum(row[2] for row in (await deliveries.pending(tx)).values())
+        troubled = [row.name for row in await watchers.everyone(tx) if row.quarantined_at]
+        dead = sum(row.dead for row in (await deliveries.pending(tx)).values())
     findings = []
     if secret and key is None:
         fix = "give the service its key again: docs/operations.md, Secrets"
@@ -215,7 +215,7 @@ def _disk(config: Config) -> Iterator[Finding]:
             yield ok("disk", found)
 
 
-# --- triggers and flows ------------------------------------------------------------------------------------------------
+# --- triggers and flows -----------------------------------------------------------------------------------------------
 
 
 def _triggers(config: Config) -> list[Finding]:

@@ -16,7 +16,6 @@ from watcher.cli.options import AsJson, ConfigFile
 from watcher.errors import ConfigError
 from watcher.values import Json
 
-
 app = typer.Typer(**options.STYLE)
 
 
@@ -51,23 +50,24 @@ def check(
     from watcher.cli import checking
 
     try:
-        loaded, warnings = checking.check(connect.config_file(config))
+        good = checking.check(config)
     except ConfigError as error:
         if not as_json:
             raise
         print(json.dumps({"ok": False, "mistakes": [checking.mistake(m) for m in error.mistakes]}, indent=2))
         raise typer.Exit(error.exit_code) from error
-    for warning in warnings:
+    loaded = good.config
+    for warning in good.warnings:
         show.words(f"{show.paint('warning:', 'yellow', sys.stderr)} {warning}")
-    origin = checking.origin(connect.config_file(config)) if show_origin else None
-    found = {"ok": True, "watchers": sorted(loaded.watchers), "flows": sorted(loaded.flows), "warnings": warnings}
+    origins = dict(good.origins) if show_origin else {}
+    found = {"ok": True, "watchers": sorted(loaded.watchers), "flows": sorted(loaded.flows), "warnings": good.warnings}
 
     def render(_: Json) -> None:
-        for name, source in (origin or {}).items():
+        for name, source in origins.items():
             print(f"{name}  {source}")
         show.words(f"{loaded.file}: good: {_count(loaded.watchers, 'watcher')}, {_count(loaded.flows, 'flow')}")
 
-    show.give(found | ({"origin": origin} if origin is not None else {}), as_json, render)
+    show.give(found | ({"origins": origins} if show_origin else {}), as_json, render)
 
 
 def _count(things: object, noun: str) -> str:
@@ -82,7 +82,7 @@ def serve(config: ConfigFile = None) -> None:
 
     from watcher import app
 
-    raise typer.Exit(asyncio.run(app.serve(connect.config_file(config))))
+    raise typer.Exit(asyncio.run(app.serve(connect.file(config))))
 
 
 @app.command()
@@ -122,9 +122,8 @@ def doctor(
 
     def render(_: Json) -> None:
         for finding in findings:
-            print(
-                f"{show.paint(finding.level.ljust(4), finding.colour, sys.stdout)}  {finding.what}: {show.clean(finding.found)}"
-            )
+            level = show.paint(finding.level.ljust(4), finding.colour, sys.stdout)
+            print(f"{level}  {finding.what}: {show.clean(finding.found)}")
             if finding.fix:
                 print(f"      {finding.fix}")
 
@@ -144,12 +143,27 @@ def systemd_unit(
     ] = None,
 ) -> None:
     """Print a hardened unit for this installation: `watcher systemd-unit > /etc/systemd/system/watcher.service`."""
-    file = (config or Path(os.environ.get("WATCHER_CONFIG") or connect.PLACES[-1])).absolute()
+    file = (config or Path(os.environ.get("WATCHER_CONFIG") or unit.CONFIG)).absolute()
     program = (command or unit.this_command()).absolute()
     key = credential or (unit.CREDENTIAL if unit.CREDENTIAL.exists() else None)
     print(unit.text(program, file, key), end="")
-    for warning in unit.warnings(program, file):
+    for warning in [*unit.warnings(program, file), *_elsewhere(file)]:
         show.words(f"{show.paint('warning:', 'yellow', sys.stderr)} {warning}")
+
+
+def _elsewhere(file: Path) -> list[str]:
+    """A service finds its data in $STATE_DIRECTORY; commands started by hand have no such variable."""
+    try:
+        loaded = connect.load(file)
+    except ConfigError:
+        return []
+    places = [loaded.data, connect.sqlite_file(loaded.database) or unit.STATE]
+    if all(place.is_relative_to(unit.STATE) for place in places):
+        return []
+    return [
+        f'write database = "sqlite:///{unit.STATE}/watcher.db" and data = "{unit.STATE}" into {file}: '
+        "the service can write nowhere else, and the other commands then look there too"
+    ]
 
 
 @app.command()
@@ -179,8 +193,8 @@ def version(as_json: AsJson = False) -> None:
 def completion(
     shell: Annotated[str | None, typer.Argument(help="bash, zsh or fish (default: $SHELL).")] = None,
 ) -> None:
-    """Print a shell's completion script: `watcher completion bash > ~/.local/share/bash-completion/completions/watcher`."""
-    from typer.completion import get_completion_script
+    """Print a shell's completion script; for bash: `eval "$(watcher completion bash)"`."""
+    from typer._completion_shared import get_completion_script
 
     wanted = shell or Path(os.environ.get("SHELL", "bash")).name
     if wanted not in ("bash", "zsh", "fish"):

@@ -26,13 +26,13 @@ for _group, _name in ((variable, "variable"), (resource, "resource"), (token, "t
     app.add_typer(_group, name=_name)
 
 
-# --- variables ---------------------------------------------------------------------------------------------------------
+# --- variables --------------------------------------------------------------------------------------------------------
 
 
 @variable.command("list")
 def variable_list(config: ConfigFile = None, as_json: AsJson = False) -> None:
     """Every variable; secret values are left out."""
-    columns = {
+    columns: show.Columns = {
         "path": "path",
         "source": "source",
         "value": lambda r: "(secret)" if r["is_secret"] else r["value"],
@@ -79,7 +79,7 @@ def variable_delete(path: Where, config: ConfigFile = None, as_json: AsJson = Fa
     show.give(done, as_json, lambda _: show.words(f"{path} is deleted"))
 
 
-# --- resources ---------------------------------------------------------------------------------------------------------
+# --- resources --------------------------------------------------------------------------------------------------------
 
 
 @resource.command("list")
@@ -89,7 +89,7 @@ def resource_list(
     as_json: AsJson = False,
 ) -> None:
     """Every resource; values are left out."""
-    columns = {"path": "path", "type": "resource_type", "source": "source"}
+    columns: show.Columns = {"path": "path", "type": "resource_type", "source": "source"}
     found = call(config, "resource_list", type=type)
     show.give(found, as_json, lambda rows: show.table(rows, columns, "no resources"))
 
@@ -130,13 +130,13 @@ def resource_delete(path: Where, config: ConfigFile = None, as_json: AsJson = Fa
     show.give(done, as_json, lambda _: show.words(f"{path} is deleted"))
 
 
-# --- tokens ------------------------------------------------------------------------------------------------------------
+# --- tokens -----------------------------------------------------------------------------------------------------------
 
 
 @token.command("list")
 def token_list(config: ConfigFile = None, as_json: AsJson = False) -> None:
     """The tokens that people made; never the tokens themselves."""
-    columns = {
+    columns: show.Columns = {
         "token": lambda r: f"{r['prefix']}…",
         "label": "label",
         "scopes": "scopes",

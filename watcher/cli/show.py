@@ -13,6 +13,10 @@ from watcher.errors import ConfigError
 from watcher.values import Json
 
 Row = Mapping[str, Any]
+Columns = Mapping[str, str | Callable[[Row], str]]
+"""Title → the name of a field, or what to make of a row."""
+
+_UNITS = ((90, "s", 1), (5400, "m", 60), (129600, "h", 3600), (float("inf"), "d", 86400))
 _PAINT = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1"}
 _COLOURS = {
     "ok": "green", "delivered": "green", "succeeded": "green", "OK": "green",
@@ -20,6 +24,11 @@ _COLOURS = {
     "held": "yellow", "paused": "yellow", "conflict": "yellow", "gone": "yellow", "WARN": "yellow",
     "disabled": "dim", "quiet": "dim", "seen": "dim",
 }  # fmt: skip
+
+
+def colour_of(word: str) -> str:
+    """The colour of a condition, outcome or status; empty for other words."""
+    return _COLOURS.get(word, "")
 
 
 def colourful(stream: IO[str]) -> bool:
@@ -55,8 +64,8 @@ def give(value: Json, as_json: bool, render: Callable[[Json], None]) -> None:
         render(value)
 
 
-def table(rows: Sequence[Row], columns: Mapping[str, str | Callable[[Row], str]], nothing: str) -> None:
-    """Aligned columns (title → field name or function). The last column is cut to the terminal, never in a pipe."""
+def table(rows: Sequence[Row], columns: Columns, nothing: str) -> None:
+    """Aligned columns . The last column is cut to the terminal, never in a pipe."""
     if not rows:
         words(nothing)
         return
@@ -71,7 +80,7 @@ def table(rows: Sequence[Row], columns: Mapping[str, str | Callable[[Row], str]]
         room = limit - sum(len(text) + 2 for text in padded[:-1]) if limit else 0
         if limit and room > 8 and len(padded[-1]) > room:
             padded[-1] = padded[-1][: room - 1] + "…"
-        colours = ["bold" if number == 0 else _COLOURS.get(text.strip(), "") for text in line]
+        colours = ["bold" if number == 0 else colour_of(text.strip()) for text in line]
         print("  ".join(paint(t, c, sys.stdout) for t, c in zip(padded, colours, strict=True)).rstrip())
 
 
@@ -111,11 +120,7 @@ def ago(text: str | None) -> str:
         return "-"
     seconds = (datetime.now(UTC) - datetime.fromisoformat(text)).total_seconds()
     size = abs(seconds)
-    for limit, unit, length in ((90, "s", 1), (5400, "m", 60), (129600, "h", 3600)):
-        if size < limit:
-            break
-    else:
-        unit, length = "d", 86400
+    unit, length = next((u, n) for limit, u, n in _UNITS if size < limit)
     amount = f"{size / length:.0f}{unit}"
     return f"in {amount}" if seconds < 0 else f"{amount} ago"
 

@@ -74,7 +74,7 @@ def history(
 ) -> None:
     """The versions that are kept, newest first."""
     found = call(config, "state_history", name=name, limit=limit)
-    columns = {
+    columns: show.Columns = {
         "version": "version",
         "at": lambda r: show.when(r["at"]),
         "run": "run_id",
@@ -95,9 +95,12 @@ def diff(
     """What changed between two versions; --json gives both and a JSON Patch."""
 
     def render(found: Json) -> None:
-        texts = [json.dumps(found[side], indent=2, sort_keys=True, ensure_ascii=False) for side in ("old", "new")]
-        titles = [f"version {found[side]['version']}" for side in ("old", "new")]
-        for line in difflib.unified_diff(texts[0].splitlines(), texts[1].splitlines(), *titles, lineterm=""):
+        old, new = (
+            json.dumps(found[side], indent=2, sort_keys=True, ensure_ascii=False).splitlines()
+            for side in ("old", "new")
+        )
+        titles = (f"version {found[side]['version']}" for side in ("old", "new"))
+        for line in difflib.unified_diff(old, new, next(titles), next(titles), lineterm=""):
             print(show.paint(line, {"+": "green", "-": "red", "@": "dim"}.get(line[:1], ""), sys.stdout))
 
     show.give(call(config, "state_diff", name=name, old=old, new=new), as_json, render)

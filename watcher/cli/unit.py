@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+CONFIG = Path("/etc/watcher/watcher.toml")
 STATE = Path("/var/lib/watcher")
 CREDENTIAL = Path("/etc/watcher/credentials/watcher-key.cred")
 

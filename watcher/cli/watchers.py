@@ -16,7 +16,8 @@ from watcher.errors import WatcherError
 from watcher.values import Json
 
 ASK_ABOVE = 20
-_BATCH = 500
+_BATCH = 5000
+_LINES = "\n\t"
 
 IsFlow = Annotated[bool, typer.Option("--flow", help="NAME is a flow, not a watcher.")]
 OfFlow = Annotated[str | None, typer.Option("--flow", metavar="FLOW", help="Only of this flow.")]
@@ -26,7 +27,7 @@ OfWatcher = Annotated[str | None, typer.Option("--watcher", "-w", metavar="NAME"
 app = typer.Typer(**options.STYLE)
 
 
-# --- running -----------------------------------------------------------------------------------------------------------
+# --- running ----------------------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -54,16 +55,14 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a watcher now and commit what it finds; the service sends it."""
-    if plan is None:
-        record = call(config, "run", name=name)
-    else:
-        record = call(config, "apply", name=name, plan=_json_file(plan))
+    verb, more = ("run", {}) if plan is None else ("apply", {"plan": _json_file(plan)})
+    record = call(config, verb, name=name, **more)
     show.give(record, as_json, _record)
     _exit_by(record)
 
 
-@app.command()
-def test(
+@app.command("test")
+def offline(
     name: Name,
     recording: Annotated[Path, typer.Option("--recording", "-r", help="What `plan --record` kept.")],
     config: ConfigFile = None,
@@ -88,7 +87,7 @@ def _exit_by(record: Json) -> None:
         raise typer.Exit(1)
 
 
-# --- looking -----------------------------------------------------------------------------------------------------------
+# --- looking ----------------------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -111,7 +110,7 @@ def runs(
         show.give(call(config, "run_details", id=id), as_json, _record)
         return
     found = call(config, "runs", name=name, limit=limit, before=before)
-    columns = {
+    columns: show.Columns = {
         "id": "id",
         "watcher": "watcher",
         "when": lambda r: show.when(r["finished_at"]),
@@ -124,15 +123,14 @@ def runs(
 @app.command()
 def items(
     name: MaybeName = None,
-    key: Annotated[str | None, typer.Option("--key", "-k", help="Only of this key.")] = None,
     limit: Limit = 20,
     before: Before = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
     """The newest items."""
-    found = call(config, "items", name=name, key=key, limit=limit, before=before)
-    columns = {
+    found = call(config, "items", name=name, limit=limit, before=before)
+    columns: show.Columns = {
         "seq": "seq",
         "watcher": "watcher",
         "found": lambda r: show.when(r["found_at"]),
@@ -157,7 +155,7 @@ def deliveries(
     if status not in (None, "pending", "delivered", "dead"):
         raise typer.BadParameter("pending, delivered or dead", param_hint="--status")
     found = call(config, "deliveries", name=name, flow=flow, status=status, limit=limit, before=before)
-    columns = {
+    columns: show.Columns = {
         "id": "id",
         "watcher": "watcher",
         "flow": "flow",
@@ -177,7 +175,7 @@ def why(key: str, watcher: OfWatcher = None, config: ConfigFile = None, as_json:
     show.give(found, as_json, _why)
 
 
-# --- steering ----------------------------------------------------------------------------------------------------------
+# --- steering ---------------------------------------------------------------------------------------------------------
 
 
 @app.command()
@@ -186,7 +184,7 @@ def retry(
     flow: OfFlow = None,
     watcher: OfWatcher = None,
     since: Annotated[
-        str | None, typer.Option("--since", help="Dead since (2026-11-25T10:00Z), or for less than 3h.")
+        str | None, typer.Option("--since", help="Only items found since then (2026-11-25T10:00Z, or 3h ago: 3h).")
     ] = None,
     all: Annotated[bool, typer.Option("--all", help="Every dead delivery.")] = False,
     yes: Yes = False,
@@ -196,23 +194,19 @@ def retry(
     """Make dead deliveries due again: those named, or all that match."""
     if not (ids or flow or watcher or since or all):
         raise typer.BadParameter("name deliveries, or say which with --flow, --watcher, --since or --all")
-    which = {"ids": ids or [], "flow": flow, "name": watcher, "since": _instant(since)}
-    total = call(config, "retry_count", **which)["count"]
-    if total > ASK_ABOVE and not yes:
+    found = ids or call(config, "dead", flow=flow, name=watcher, since=_instant(since))["ids"]
+    if len(found) > ASK_ABOVE and not yes:
         if not sys.stdin.isatty():
-            raise typer.BadParameter(f"that is {total} deliveries: add --yes")
-        typer.confirm(f"Retry {total} deliveries?", abort=True, err=True)
+            raise typer.BadParameter(f"that is {len(found)} deliveries: add --yes")
+        typer.confirm(f"Retry {len(found)} deliveries?", abort=True, err=True)
     done = 0
-    while done < total:
-        count = call(config, "retry", **which, limit=_BATCH)["retried"]
-        if not count:
-            break
-        done += count
-        if total > _BATCH:
-            show.words(f"{done} of {total}")
-    show.give({"retried": done}, as_json, lambda _: show.words(f"{done} deliveries are due again"))
+    for start in range(0, len(found), _BATCH):
+        done += call(config, "retry", ids=found[start : start + _BATCH])["retried"]
+        if len(found) > _BATCH:
+            show.words(f"{done} of {len(found)}")
     if ids and not done:
-        raise WatcherError("none of those is dead: `watcher deliveries --status dead` lists what is")
+        raise WatcherError("no such delivery or item: `watcher deliveries --status dead` lists what is dead")
+    show.give({"retried": done}, as_json, lambda _: show.words(f"{done} deliveries are due again"))
 
 
 @app.command()
@@ -268,7 +262,7 @@ def _json_file(path: Path) -> Json:
         raise typer.BadParameter(f"{path} is no plan: {error}", param_hint="--plan") from error
 
 
-# --- for people --------------------------------------------------------------------------------------------------------
+# --- for people -------------------------------------------------------------------------------------------------------
 
 
 def _counts(counts: Json) -> str:
@@ -278,7 +272,7 @@ def _counts(counts: Json) -> str:
 def _status(found: Json) -> None:
     service = found["service"]
     show.words(f"service: running, process {service['pid']}" if service["running"] else "service: not running")
-    watchers = {
+    watchers: show.Columns = {
         "watcher": "name",
         "condition": "condition",
         "schedule": lambda r: r["schedule"] or "-",
@@ -290,7 +284,7 @@ def _status(found: Json) -> None:
     show.table(found["watchers"], watchers, "no watchers: add a [watchers.NAME] table to the configuration")
     if found["flows"]:
         print()
-    flows = {
+    flows: show.Columns = {
         "flow": "name",
         "condition": "condition",
         "pending": "pending",
@@ -300,3 +294,67 @@ def _status(found: Json) -> None:
         "reason": lambda r: r["reason"] or "-",
     }
     show.table(found["flows"], flows, "no flows: add a [flows.NAME] table to the configuration")
+
+
+def _record(run: Json) -> None:
+    show.fields(
+        [
+            ("run", run.get("id")),
+            ("watcher", run["watcher"]),
+            ("outcome", run["outcome"]),
+            ("finished", show.when(run["finished_at"])),
+            ("counts", _counts(run["counts"])),
+            ("gap", run["gap"]),
+            ("warnings", run["warnings"]),
+            ("error", run["error"]),
+        ]
+    )
+    for title in ("detail", "logs"):
+        if run[title]:
+            print(f"\n{title}:\n{show.clean(run[title], keep=_LINES).rstrip()}")
+    for item in run.get("items", []):
+        print(f"  {item['change']:8}{show.clean(item['key'])}{_noted(item['note'])}")
+    if run["outcome"] == "quarantined":
+        show.words(f"`watcher approve {run['watcher']}` commits this, `watcher resume {run['watcher']}` drops it")
+
+
+def _noted(note: str) -> str:
+    return f"  ({show.clean(note)})" if note else ""
+
+
+def _why(stories: Json) -> None:
+    if not stories:
+        show.words("nothing is known about that key: it was never listed, or `watcher runs` shows why a run failed")
+    for story in stories:
+        _story(story)
+
+
+def _story(story: Json) -> None:
+    print(show.paint(f"{story['watcher']}: {show.clean(story['key'])}", "bold", sys.stdout))
+    seen = story["seen"]
+    if seen is None:
+        print("  not in the ledger: it was forgotten")
+    else:
+        listed = "listed" if seen["present"] else "no longer listed"
+        produced = (
+            f"revision {seen['revision']}" if story["items"] else "no item: it was there at the first run, or is old"
+        )
+        print(f"  seen, {listed}, {produced}")
+    for item in story["items"]:
+        revision = f"{item['change']}, revision {item['revision']}, run {item['run_id']}"
+        print(f"  {show.when(item['found_at'])}  {revision}, {item['id']}{_noted(item['note'])}")
+        for delivery in (d for d in story["deliveries"] if d["item_seq"] == item["seq"]):
+            _delivery(delivery, [a for a in story["attempts"] if a["delivery_seq"] == delivery["seq"]])
+
+
+def _delivery(delivery: Json, attempts: Json) -> None:
+    status = show.paint(delivery["status"], show.colour_of(delivery["status"]), sys.stdout)
+    print(f"    to {delivery['flow']}: {status}, {delivery['id']}{_noted(delivery['note'])}")
+    for attempt in attempts:
+        code = f" {attempt['status_code']}" if attempt["status_code"] else ""
+        took = f"{attempt['duration_ms']} ms"
+        print(f"      {show.when(attempt['started_at'])}  {attempt['verdict']}{code}, {took}{_noted(attempt['note'])}")
+        if attempt["answer"]:
+            print(f"        {show.clean(attempt['answer'][:200])}")
+    if delivery["status"] == "pending":
+        print(f"      next attempt {show.ago(delivery['due_at'])}")
