@@ -1,0 +1,1 @@
+"""Who wakes whom: one process by itself, or several that share a database."""

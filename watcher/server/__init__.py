@@ -1,0 +1,90 @@
+"""The HTTP side of the service, a leaf: without it the engine still works."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from watcher.errors import WatcherError
+
+
+class CannotListen(WatcherError):
+    """The address is taken, not ours, or not allowed."""
+
+    exit_code = 69
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening TCP socket. Port 0 takes a free one. Raises CannotListen that says what to change."""
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host or "127.0.0.1", port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(1024)
+            listener.setblocking(False)
+        except BaseException:
+            listener.close()
+            raise
+    except OSError as error:
+        raise CannotListen(f"server.bind: {host}:{port}: {error.strerror or error}: choose another address") from error
+    return listener
+
+
+def url(listener: socket.socket) -> str:
+    """How this machine reaches the socket: ``http://127.0.0.1:8321``."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+class _Uvicorn(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield  # signals belong to the service, which drains before it stops answering
+
+
+class Listener:
+    """One application behind one socket, until told to stop."""
+
+    def __init__(self, application: ASGIApp, sock: socket.socket) -> None:
+        self._socket = sock
+        self._server = _Uvicorn(
+            uvicorn.Config(
+                application,
+                log_config=None,
+                access_log=False,
+                lifespan="off",
+                ws="none",
+                http="h11",
+                loop="none",
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=75,
+                timeout_graceful_shutdown=5,
+            )
+        )
+        self._task: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Return when requests are answered."""
+        self._task = asyncio.create_task(self._server.serve([self._socket]), name="listener")
+        while not self._server.started:
+            if self._task.done():
+                self._task.result()
+                raise CannotListen("the HTTP server stopped before it started")
+            await asyncio.sleep(0.001)  # uvicorn tells nobody when it has started
+
+    async def stop(self) -> None:
+        """Answer what is being asked, then close."""
+        if self._task is not None:
+            self._server.should_exit = True
+            await self._task
+            self._task = None
+        self._socket.close()

@@ -1,0 +1,434 @@
+"""Everything put together: what a command needs to run a watcher, and the whole service."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import signal
+from collections.abc import Callable, Collection, Coroutine, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Self
+
+from watcher import config as configuration
+from watcher import control, log, metrics
+from watcher.dispatch import Dispatcher
+from watcher.engine.brake import Brake
+from watcher.engine.embedded import Embedded
+from watcher.errors import ConfigError, Damaged, StoreError, WatcherError
+from watcher.failpoint import failpoint
+from watcher.http.fetcher import Fetcher
+from watcher.http.sender import Sender
+from watcher.jobs import Jobs
+from watcher.notify import Notifier
+from watcher.operations import Operator
+from watcher.resolve import Resolver
+from watcher.run import Runner
+from watcher.schedule import Clock
+from watcher.scripts import Scripts
+from watcher.secrets import load_key
+from watcher.server import Listener, api, bind, site, windmill
+from watcher.server import url as url_of
+from watcher.server.figures import Figures
+from watcher.server.guard import Principal, same
+from watcher.store import db as store_db
+from watcher.store import meta, migrate, retention
+from watcher.store import tokens as token_store
+from watcher.store import watchers as watcher_store
+from watcher.values import Config, Flow, Json, Server
+
+_log = log.get("app")
+
+GRACE = 25.0  # seconds that a stop waits for what is in flight
+FLUSH_EVERY = 60.0
+PRUNE_EVERY = 3600.0
+CHECK_EVERY = 24 * 3600.0
+STILL = timedelta(seconds=10)  # while migrating, systemd hears that often that we are alive
+
+
+def now() -> datetime:
+    """The wall clock, aware and in UTC."""
+    return datetime.now(UTC)
+
+
+# --- what a run needs -------------------------------------------------------------------------------------------------
+
+
+class Runtime:
+    """The database and all that runs a watcher: for one command, or inside the service.
+
+    ``async with Runtime(config) as runtime``. Whoever opens one on SQLite holds `store.db.lock` around it.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        clock: Callable[[], datetime] = now,
+        environ: Mapping[str, str] = os.environ,
+        opening: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.config = config
+        self.clock = clock
+        self.environ = environ
+        self.committed: Callable[[Collection[str]], None] = lambda flows: None
+        self._opening = opening  # called now and then while the database is checked and migrated
+        self._exit = AsyncExitStack()
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            await self._open(stack)
+            self._exit = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._exit.aclose()
+
+    async def _open(self, stack: AsyncExitStack) -> None:
+        config = self.config
+        config.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.db = await store_db.Database.open(config.database)
+        stack.push_async_callback(self.db.close)
+        await self._while_telling(migrate.upgrade(self.db, backup_to=config.data / "backups", now=self.clock()))
+        await self.follow(config)
+        self.key = load_key(self.environ, config.secret_key_file)
+        self.resolver = Resolver(lambda: self.config, self.db, self.key)
+        self.fetcher = Fetcher(config.http, self.clock)
+        stack.push_async_callback(self.fetcher.close)
+        self.scripts = Scripts(config.scripts)
+        await self.scripts.start()
+        stack.push_async_callback(self.scripts.close)
+        self.runner = Runner(
+            lambda: self.config,
+            self.db,
+            self.scripts,
+            self.fetcher,
+            self.resolver,
+            self.clock,
+            lambda flows: self.committed(flows),
+        )
+        stack.push_async_callback(self._flush)
+
+    async def _while_telling(self, work: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(work)
+        while not task.done():
+            self._opening()
+            await asyncio.wait({task}, timeout=STILL.total_seconds() / 2)
+        task.result()
+
+    async def _flush(self) -> None:
+        try:
+            await self.runner.flush()
+        except StoreError as error:
+            _log.warning("flush.failed", error=str(error))  # only when the last quiet runs were is lost
+
+    async def follow(self, config: Config) -> None:
+        """Make the database's watchers those of ``config``."""
+        names = {name: watcher.was for name, watcher in config.watchers.items()}
+        at = self.clock()
+        await self.db.write(lambda tx: watcher_store.sync(tx, names, at))
+
+    def operator(self) -> Operator:
+        """What the verbs of the command line work on."""
+        return Operator(lambda: self.config, self.db, self.clock, runner=self.runner, key=self.key)
+
+
+def local_flows(config: Config, url: str, token: str) -> Config:
+    """The same configuration as the dispatcher sees it: a local flow is a Windmill at our own address."""
+
+    def outbound(flow: Flow) -> Flow:
+        if not flow.steps:
+            return flow
+        settings = {"path": flow.name, "workspace": config.workspace, "kind": "flow"}
+        timeout = Flow(name="").timeout  # of the request; the flow's own timeout is that of each step
+        return replace(flow, preset="windmill", url=url, token=token, steps=(), settings=settings, timeout=timeout)
+
+    return replace(config, flows={name: outbound(flow) for name, flow in config.flows.items()})
+
+
+# --- the service ------------------------------------------------------------------------------------------------------
+
+
+async def serve(file: Path, *, environ: Mapping[str, str] = os.environ) -> int:
+    """The whole service, until SIGTERM or SIGINT. Returns the exit code. Raises ConfigError and StoreError at start."""
+    config = configuration.load(file, environ=environ)
+    log.configure(config.log_level, config.log_format)
+    notifier = Notifier(environ)
+    with store_db.lock(config.database):
+        async with Runtime(config, environ=environ, opening=lambda: notifier.extend(STILL)) as runtime:
+            return await Service(file, runtime, notifier).run()
+
+
+class Service:
+    """One running service: its parts in the order in which they start, and stop in reverse."""
+
+    def __init__(self, file: Path, runtime: Runtime, notifier: Notifier) -> None:
+        self.file = file
+        self.runtime = runtime
+        self.notifier = notifier
+        self.started_at = runtime.clock()
+        self.stop = asyncio.Event()  # asked to stop: no new ticks, claims or jobs
+        self.reload_error = ""
+        self.damage = ""
+        self._reloading = asyncio.Lock()
+        self._token = secrets.token_urlsafe(32)  # with which our own dispatcher starts our own local flows
+        log.register(self._token)
+
+        config, db, clock = runtime.config, runtime.db, runtime.clock
+        self.listener = bind(config.server.host, config.server.port) if config.server else bind("127.0.0.1", 0)
+        self.url = url_of(self.listener)
+        self.outbound = local_flows(config, self.url, self._token)
+        self.sender = Sender()
+        self.dispatcher = Dispatcher(lambda: self.outbound, db, self.sender, runtime.resolver, clock)
+        runtime.committed = self.dispatcher.wake
+        self.jobs = Jobs(
+            lambda: runtime.config, db, runtime.scripts, runtime.fetcher, runtime.resolver, clock, base_url=self.url
+        )
+        self.brake = Brake(db, clock)
+        self.engine = Embedded(runtime.runner, db, clock, lambda: self.brake.reason, self.brake.full)
+        self.clock = Clock(clock, self.engine.tick, jumped=self._jumped)
+        self.figures = Figures(db, clock, lambda: runtime.config, self.clock.next_run)
+
+    async def run(self) -> int:
+        """Start everything, wait, drain. A part that dies takes the service with it, to be started again."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._asked_to_stop)
+        loop.add_signal_handler(signal.SIGINT, self._asked_to_stop)
+        loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload)
+        server = Listener(self._application(), self.listener)
+        commands = Listener(
+            control.application(self._operator()), control.listen(control.path(self.runtime.config.data))
+        )
+        try:
+            async with asyncio.TaskGroup() as parts:
+                await server.start()
+                await commands.start()
+                work = [
+                    parts.create_task(self.dispatcher.serve(self.stop), name="dispatcher"),
+                    parts.create_task(self.jobs.serve(self.stop), name="jobs"),
+                ]
+                chores = [parts.create_task(chore, name=name) for name, chore in self._chores().items()]
+                await self._start_clock()
+                self._ready()
+                await self.stop.wait()
+                self.notifier.stopping()
+                self.clock.stop()
+                for chore in chores:
+                    chore.cancel()
+                await self._drain(work)
+                await commands.stop()
+                await server.stop()
+        finally:
+            await self.sender.close()
+            control.path(self.runtime.config.data).unlink(missing_ok=True)
+        _log.info("service.stopped")
+        return 0
+
+    def _chores(self) -> dict[str, Coroutine[Any, Any, None]]:
+        return {
+            "brake": self.brake.watch(),
+            "flush": self._each(FLUSH_EVERY, self.runtime._flush),
+            "prune": self._each(PRUNE_EVERY, self._prune),
+            "check": self._each(CHECK_EVERY, self._check_database),
+            "watchdog": self._feed_watchdog(),
+            "reload": self._reload_on_save(),
+        }
+
+    async def _start_clock(self) -> None:
+        async with self.runtime.db.read() as tx:
+            known = {status.name: status.tick_at for status in await watcher_store.everyone(tx)}
+        self.clock.start()
+        self.clock.set(self.runtime.config.watchers.values(), known)
+
+    def _ready(self) -> None:
+        config = self.runtime.config
+        metrics.reload_ok.set(1)
+        _log.info(
+            "service.ready",
+            url=self.url if config.server else None,
+            watchers=len(config.watchers),
+            flows=len(config.flows),
+            database=self.runtime.db.dialect,
+        )
+        self.notifier.ready(f"{len(config.watchers)} watchers, {len(config.flows)} flows")
+
+    async def _drain(self, work: Collection[asyncio.Task[None]]) -> None:
+        """End what is in flight, runs first, since they may still commit what the dispatcher can still send."""
+        _log.info("service.draining", runs=len(self.engine.running()))
+        await asyncio.gather(self.engine.drain(GRACE), self.dispatcher.drain(GRACE), self.jobs.drain(GRACE))
+        await asyncio.wait(work)
+
+    # --- signals ---
+
+    def _asked_to_stop(self) -> None:
+        if self.stop.is_set():
+            _log.warning("service.stopped_at_once")
+            os._exit(1)  # asked twice: now. What is not finished is found again at the next start
+        self.stop.set()
+
+    def _asked_to_reload(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._try_reload(), name="reload on SIGHUP")
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    def _jumped(self, seconds: float) -> None:
+        """The wall clock was moved. What is due is judged by it, so look again."""
+        self.dispatcher.wake(list(self.outbound.flows))
+
+    # --- configuration ---
+
+    async def reload(self) -> None:
+        """Validate the file whole, then swap; a bad one leaves the old in force. Raises ConfigError, StoreError."""
+        async with self._reloading:
+            self.notifier.reloading()
+            try:
+                await self._swap(configuration.load(self.file, environ=self.runtime.environ))
+            except WatcherError as error:
+                if str(error) != self.reload_error:
+                    _log.error("config.rejected", error=str(error))
+                self.reload_error = str(error)
+                metrics.reload_ok.set(0)
+                raise
+            finally:
+                self.notifier.ready()
+
+    async def _swap(self, config: Config) -> None:
+        old = self.runtime.config
+        kept = {name: getattr(old, name) for name in ("database", "data", "server", "workspace")}
+        for name in (name for name, value in kept.items() if value != getattr(config, name)):
+            _log.warning("config.needs_restart", option=name)
+        config = replace(config, **kept)
+        failpoint("mid_reload")
+        await self.runtime.follow(config)
+        self.runtime.config = config
+        self.outbound = local_flows(config, self.url, self._token)
+        self.runtime.fetcher.configure(config.http)
+        self.runtime.scripts.configure(config.scripts)
+        self.clock.set(config.watchers.values(), dict.fromkeys(config.watchers.keys() - old.watchers.keys()))
+        for name in old.watchers.keys() - config.watchers.keys():
+            metrics.forget_watcher(name)
+        log.configure(config.log_level, config.log_format)
+        self.dispatcher.wake(list(config.flows))
+        self.reload_error = ""
+        metrics.reload_ok.set(1)
+        if config.digest != old.digest:
+            _log.info("config.in_force", watchers=len(config.watchers), flows=len(config.flows))
+
+    async def _try_reload(self) -> None:
+        try:
+            await self.reload()
+        except WatcherError:
+            pass  # logged, and shown in /readyz and /metrics
+
+    async def _reload_on_save(self) -> None:
+        import watchfiles
+
+        # The directory is watched and not the file: editors and mounted secrets replace it.
+        names = {self.file.name, "..data"}
+        async for _ in watchfiles.awatch(
+            self.file.absolute().parent,
+            watch_filter=lambda _, path: Path(path).name in names,
+            debounce=200,
+            recursive=False,
+            stop_event=self.stop,
+        ):
+            await self._try_reload()
+
+    # --- chores ---
+
+    async def _each(self, seconds: float, chore: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            try:
+                await chore()
+            except StoreError as error:
+                _log.error("chore.failed", error=str(error))
+
+    async def _prune(self) -> None:
+        """Drop what is old, a little at a time, so that a commit never waits long behind it."""
+        for watcher in list(self.runtime.config.watchers.values()):
+            while await self._prune_some(watcher.name, watcher.keep_runs):
+                await asyncio.sleep(0)
+
+    async def _prune_some(self, name: str, keep: timedelta) -> bool:
+        at = self.runtime.clock()
+        counts = await self.runtime.db.write(lambda tx: retention.prune(tx, name, keep_runs=keep, now=at, limit=1000))
+        return sum(counts.values()) >= 1000
+
+    async def _check_database(self) -> None:
+        try:
+            await migrate.quick_check(self.runtime.db)
+        except Damaged as error:
+            self.damage = str(error)
+            _log.critical("database.damaged", error=str(error))
+
+    async def _feed_watchdog(self) -> None:
+        """Only while the loop turns and the database answers: a service that does neither had better be restarted."""
+        every = self.notifier.watchdog_every
+        while every is not None:
+            try:
+                async with asyncio.timeout(every.total_seconds()):
+                    await self._ask_database()
+                self.notifier.watchdog()
+            except (StoreError, TimeoutError) as error:
+                _log.error("watchdog.not_fed", error=str(error))
+            await asyncio.sleep(every.total_seconds())
+
+    async def _ask_database(self) -> None:
+        async with self.runtime.db.read() as tx:
+            await meta.epoch(tx)
+
+    # --- answering ---
+
+    def _application(self) -> Any:
+        config = self.runtime.config
+        routes = windmill.routes(self.jobs, lambda: config.workspace)
+        public = api.PUBLIC
+        if config.server:
+            routes = [*api.routes(self.readiness, self.figures.text), *routes]
+        hosts = site.hosts(config.server or Server())
+        return site.application(routes, authenticate=self.authenticate, public=public, hosts=hosts)
+
+    def _operator(self) -> Operator:
+        return replace(
+            self.runtime.operator(),
+            wake=self.dispatcher.wake,
+            reload=self.reload,
+            next_run=self.clock.next_run,
+            started_at=self.started_at,
+        )
+
+    async def authenticate(self, token: str) -> Principal | None:
+        """Whose bearer token this is: our own dispatcher's, a running job's, or one that was created for the API."""
+        if same(token, self._token):
+            return Principal("watcher", ("*",))
+        if (job := self.jobs.owner_of(token)) is not None:
+            return Principal(f"job {job}", ("*",), job)
+        digest = sha256(token.encode("utf-8", "surrogatepass")).digest()
+        async with self.runtime.db.read() as tx:
+            row = await token_store.get(tx, digest)
+        if row is None or (row.expires_at is not None and row.expires_at <= self.runtime.clock()):
+            return None
+        return Principal(row.label, tuple(row.scopes))
+
+    async def readiness(self) -> tuple[bool, Json]:
+        """Whether requests and ticks are served, and in detail what keeps them from it."""
+        database = self.damage or "ok"
+        try:
+            async with asyncio.timeout(5):
+                await self._ask_database()
+        except (StoreError, TimeoutError) as error:
+            database = str(error) or "no answer within 5 s"
+        fine = database == "ok" and not self.brake.reason and not self.stop.is_set()
+        return fine, {
+            "ready": fine,
+            "database": database,
+            "runs": self.brake.reason or "ok",
+            "config": self.reload_error or "ok",
+            "stopping": self.stop.is_set(),
+            "watchers": len(self.runtime.config.watchers),
+            "started_at": self.started_at.isoformat(),
+        }

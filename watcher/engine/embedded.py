@@ -1,0 +1,90 @@
+"""Who wakes whom in one process: ticks start runs, runs wake the dispatcher, and no run is ever doubled."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from watcher import log, metrics
+from watcher.errors import DatabaseFull, StoreError
+from watcher.schedule import Tick
+from watcher.store import watchers as watcher_store
+
+if TYPE_CHECKING:
+    from watcher.run import Runner
+    from watcher.store.db import Database
+
+_log = log.get("engine")
+
+
+@dataclass(slots=True)
+class Embedded:
+    """The runs of this process.
+
+    On PostgreSQL each tick is taken in the database, so that of several processes one runs it; on SQLite there is
+    only this one.
+    """
+
+    runner: Runner
+    db: Database
+    clock: Callable[[], datetime]
+    brake: Callable[[], str] = lambda: ""  # why no run may start now, or nothing
+    full: Callable[[DatabaseFull], None] = lambda error: None
+    _running: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _overrun: dict[str, int] = field(default_factory=dict)  # ticks that came while a run went on
+
+    def tick(self, tick: Tick) -> None:
+        """Start the run of one tick, or skip it: the run before still goes on, or the database has no room."""
+        name = tick.watcher
+        if name in self._running:
+            self._overrun[name] = self._overrun.get(name, 0) + 1
+            metrics.skipped_ticks.labels(name).inc()
+            return
+        if self.brake():
+            return
+        task = asyncio.create_task(self._run(tick), name=f"run {name}")
+        self._running[name] = task
+        task.add_done_callback(lambda _: self._ended(name))
+
+    def _ended(self, name: str) -> None:
+        self._running.pop(name, None)
+        skipped = self._overrun.pop(name, 0)
+        if skipped:
+            # The run takes longer than the interval: the watcher is later than its schedule says.
+            _log.warning("run.overran", watcher=name, skipped_ticks=skipped)
+            self.runner.note_ticks(name, skipped=skipped)
+
+    async def _run(self, tick: Tick) -> None:
+        if tick.missed:
+            self.runner.note_ticks(tick.watcher, missed=tick.missed)
+        try:
+            if self.db.dialect == "postgresql" and not await self._take(tick):
+                return
+            await self.runner.run(tick.watcher, tick_at=tick.at)
+        except DatabaseFull as error:
+            self.full(error)
+        except StoreError as error:
+            _log.error("run.not_stored", watcher=tick.watcher, error=str(error))
+        except Exception:
+            # One watcher's accident must not end the others; the next tick tries again.
+            _log.exception("run.crashed", watcher=tick.watcher)
+
+    async def _take(self, tick: Tick) -> bool:
+        return await self.db.write(lambda tx: watcher_store.take(tx, tick.watcher, tick.at))
+
+    def running(self) -> frozenset[str]:
+        """The watchers whose run goes on now."""
+        return frozenset(self._running)
+
+    async def drain(self, grace: float) -> None:
+        """Give the runs ``grace`` seconds to end, then cancel them: an uncommitted run leaves no trace."""
+        tasks = list(self._running.values())
+        if not tasks:
+            return
+        await asyncio.wait(tasks, timeout=grace)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)

@@ -1,0 +1,315 @@
+"""Local flows: claim a job, run its steps one after another in one directory, keep what they returned."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from watcher import log
+from watcher.errors import StoreError, TriggerError, WatcherError
+from watcher.ids import canonical
+from watcher.store import jobs as job_store
+from watcher.values import Config, Entry, Flow, JobStatus, Json, Request, Response
+
+if TYPE_CHECKING:
+    from watcher.http import FetchOptions
+    from watcher.http.fetcher import Fetcher
+    from watcher.resolve import Resolver
+    from watcher.scripts import Scripts
+    from watcher.store.db import Database
+    from watcher.store.jobs import Job
+
+_log = log.get("jobs")
+
+LEASE = timedelta(seconds=30)
+BEAT = 10.0  # seconds between two renewals of the leases
+RECONCILE = 1.0  # seconds until we look without being woken
+MOST_STARTS = 3
+STEP_TIMEOUT = timedelta(minutes=10)
+"""For a step of a flow whose ``timeout`` was left alone: that one is meant for a web request."""
+
+
+class NoSuchFlow(WatcherError):
+    """The configuration has no local flow of that name."""
+
+
+def arguments(schema: Mapping[str, Json], value: Json) -> dict[str, Json]:
+    """What a step's main is called with, by the names in its signature.
+
+    A main with one parameter gets the whole value: the item, or what the step before returned. A main with several
+    gets an object's members by name, and those that it does not name are left out unless it takes ``**rest``.
+    """
+    names = list(schema.get("properties", {}))
+    takes_any = bool(schema.get("additionalProperties"))
+    if len(names) == 1 and not takes_any:
+        return {names[0]: value}
+    if isinstance(value, dict):
+        return {name: value[name] for name in value if takes_any or name in names}
+    return {names[0]: value} if names else {}
+
+
+@dataclass(slots=True)
+class _Running:
+    """One job that this process works on."""
+
+    task: asyncio.Task[None]
+    token: str
+    lost: bool = False  # another process took it over, or it was canceled
+
+
+@dataclass(slots=True)
+class _Host:
+    """What the service answers to a running step."""
+
+    fetcher: Fetcher
+    resolver: Resolver
+
+    async def fetch(self, request: Request, options: FetchOptions) -> Response:
+        return await self.fetcher.fetch(request, options, {}, {})
+
+    async def resource(self, path: str) -> Json:
+        return await self.resolver.resource(path)
+
+    async def variable(self, path: str) -> str:
+        return await self.resolver.variable(path)
+
+    async def page(self, entries: Sequence[Entry]) -> bool:
+        return True
+
+
+@dataclass(slots=True)
+class Jobs:
+    """The local flows of this process. ``base_url`` is where its own server answers, for scripts that call it."""
+
+    config: Callable[[], Config]
+    db: Database
+    scripts: Scripts
+    fetcher: Fetcher
+    resolver: Resolver
+    clock: Callable[[], datetime]
+    base_url: str = ""
+    owner: str = field(default_factory=lambda: f"{os.uname().nodename}:{os.getpid()}:{secrets.token_hex(4)}")
+    _running: dict[str, _Running] = field(default_factory=dict)
+    _woken: asyncio.Event = field(default_factory=asyncio.Event)
+
+    # --- asking for jobs ---
+
+    async def create(
+        self, id: str, path: str, args: Mapping[str, Json], *, parent: str | None = None, root: str | None = None
+    ) -> bool:
+        """Store a job for the local flow ``path``; False when that id is there already. Raises NoSuchFlow."""
+        self._flow(path)
+        body = canonical(args)
+        now = self.clock()
+        new = await self.db.write(
+            lambda tx: job_store.create(tx, id, "flow", path, body, now, parent=parent, root=root)
+        )
+        if new:
+            self._woken.set()
+        return new
+
+    async def get(self, id: str) -> Job | None:
+        async with self.db.read() as tx:
+            return await job_store.get(tx, id)
+
+    async def cancel(self, id: str, reason: str) -> bool:
+        """Stop a job, running or not. False when it had ended before."""
+        now = self.clock()
+        canceled = await self.db.write(lambda tx: job_store.cancel(tx, id, reason, now))
+        if (running := self._running.get(id)) is not None:
+            running.lost = True
+            running.task.cancel()
+        return canceled
+
+    def owner_of(self, token: str) -> str | None:
+        """The running job that this token was given to."""
+        return next((id for id, job in self._running.items() if secrets.compare_digest(job.token, token)), None)
+
+    def _flow(self, path: str) -> Flow:
+        flow = self.config().flows.get(path)
+        if flow is None or not flow.steps:
+            raise NoSuchFlow(f"flows.{path}: there is no local flow of that name")
+        return flow
+
+    # --- running them ---
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Work on what is queued until ``stop``; then take no new job. `drain` ends those that run."""
+        await asyncio.to_thread(self._sweep)
+        beat = asyncio.create_task(self._beat(), name="jobs-heartbeat")
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            while not stop.is_set():
+                self._woken.clear()
+                try:
+                    took = await self._claim()
+                except StoreError as error:
+                    _log.error("jobs.claim_failed", error=str(error))
+                    took = 0
+                if took:
+                    continue
+                woken = asyncio.create_task(self._woken.wait())
+                await asyncio.wait({woken, stopping}, timeout=RECONCILE, return_when=asyncio.FIRST_COMPLETED)
+                woken.cancel()
+        finally:
+            stopping.cancel()
+            if stop.is_set() and self._running:  # leases are renewed until the last of them has ended
+                await asyncio.wait([job.task for job in self._running.values()])
+            beat.cancel()
+
+    async def drain(self, grace: float) -> None:
+        """Give what runs ``grace`` seconds, then interrupt it; the interrupted step is run again at the next start."""
+        tasks = [job.task for job in self._running.values()]
+        if not tasks:
+            return
+        await asyncio.wait(tasks, timeout=grace)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+
+    async def _claim(self) -> int:
+        free = self.config().scripts.workers - len(self._running)
+        if free <= 0:
+            return 0
+        now = self.clock()
+        claimed = await self.db.write(lambda tx: job_store.claim(tx, self.owner, free, now, LEASE))
+        for job in claimed:
+            task = asyncio.create_task(self._run(job), name=f"job {job.id}")
+            self._running[job.id] = _Running(task, token=f"wtj_{secrets.token_urlsafe(32)}")
+            task.add_done_callback(lambda _, id=job.id: self._ended(id))
+        return len(claimed)
+
+    def _ended(self, id: str) -> None:
+        self._running.pop(id, None)
+        self._woken.set()
+
+    async def _run(self, job: Job) -> None:
+        """All steps that are left, to the end of the job."""
+        folder = self._folder(job.id)
+        try:
+            if job.starts > MOST_STARTS:
+                raise TriggerError(f"given up: it was started {job.starts - 1} times and never ended", kind="crashed")
+            result, logs = await self._steps(job, folder)
+        except asyncio.CancelledError:
+            running = self._running.get(job.id)
+            if running is None or not running.lost:
+                with suppress(StoreError):
+                    await asyncio.shield(self.db.write(lambda tx: job_store.release(tx, job.id, self.owner)))
+                return  # its directory stays, so that the next start can go on
+            await asyncio.to_thread(shutil.rmtree, folder, True)
+            return
+        except WatcherError as error:
+            kind = getattr(error, "kind", "failed")
+            await self._finish(job, JobStatus.FAILED, b"", f"{kind}: {error}", getattr(error, "detail", ""), "")
+        else:
+            await self._finish(job, JobStatus.SUCCEEDED, result, "", "", logs)
+        await asyncio.to_thread(shutil.rmtree, folder, True)
+
+    async def _steps(self, job: Job, folder: Path) -> tuple[bytes, str]:
+        results: list[Json] = json.loads(job.results or b"[]")
+        step = job.step
+        if step and not folder.exists():
+            step, results = 0, []  # what the earlier steps left in ./shared is gone
+        await asyncio.to_thread((folder / "shared").mkdir, mode=0o700, parents=True, exist_ok=True)
+        value: Json = results[-1] if results else json.loads(job.args or b"{}")
+        logs = job.logs
+        while True:
+            flow = self._flow(job.path)
+            if step >= len(flow.steps):
+                return canonical(value), logs
+            done = await self._step(job, flow, step, value, folder)
+            value, logs = done
+            results.append(value)
+            step += 1
+            now, body = self.clock(), canonical(results)
+            await self.db.write(
+                lambda tx, step=step, body=body, logs=logs, now=now: job_store.step_done(
+                    tx, job.id, self.owner, step, body, logs, now, LEASE
+                )
+            )
+
+    async def _step(self, job: Job, flow: Flow, step: int, value: Json, folder: Path) -> tuple[Json, str]:
+        script = flow.steps[step]
+        try:
+            described = await self.scripts.describe(script)
+            done = await self.scripts.step(
+                script,
+                arguments(described.arguments_schema, value),
+                cwd=folder,
+                env=self._environment(job, step),
+                timeout=STEP_TIMEOUT if flow.timeout == Flow(name="").timeout else flow.timeout,
+                host=_Host(self.fetcher, self.resolver),
+            )
+        except TriggerError as error:
+            raise TriggerError(f"step {script.name}: {error}", kind=error.kind, detail=error.detail) from error
+        return done.result, done.logs
+
+    def _environment(self, job: Job, step: int) -> dict[str, str]:
+        """What Windmill's clients read. WM_STATE_PATH_NEW is left out: they would prefer it, even empty."""
+        letter = chr(ord("a") + step % 26)
+        return {
+            "BASE_INTERNAL_URL": self.base_url,
+            "WM_BASE_URL": self.base_url,
+            "BASE_URL": self.base_url,
+            "WM_TOKEN": self._running[job.id].token,
+            "WM_WORKSPACE": self.config().workspace,
+            "WM_JOB_ID": job.id,
+            "WM_JOB_PATH": job.path,
+            "WM_FLOW_PATH": job.path,
+            "WM_FLOW_JOB_ID": job.id,
+            "WM_ROOT_FLOW_JOB_ID": job.root or job.id,
+            "WM_FLOW_STEP_ID": letter,
+            "WM_STATE_PATH": f"{job.path}/{letter}_user",
+        }
+
+    async def _finish(self, job: Job, status: JobStatus, result: bytes, error: str, detail: str, logs: str) -> None:
+        now = self.clock()
+        ours = await self.db.write(
+            lambda tx: job_store.finish(
+                tx, job.id, self.owner, status, result or None, log.mask(error), log.mask(detail)[:8192], logs, now
+            )
+        )
+        if not ours:
+            _log.warning("job.superseded", job=job.id, path=job.path)
+        elif status is JobStatus.FAILED:
+            _log.warning("job.failed", job=job.id, path=job.path, error=error)
+        else:
+            _log.info("job.succeeded", job=job.id, path=job.path)
+
+    async def _beat(self) -> None:
+        """Renew the leases of what runs; what was canceled or taken over elsewhere is stopped."""
+        while True:
+            await asyncio.sleep(BEAT)
+            ids = list(self._running)
+            if not ids:
+                continue
+            until = self.clock() + LEASE
+            try:
+                ours = await self.db.write(
+                    lambda tx, ids=ids, until=until: job_store.heartbeat(tx, ids, self.owner, until)
+                )
+            except StoreError as error:
+                _log.error("jobs.heartbeat_failed", error=str(error))
+                continue
+            for id in set(ids) - set(ours):
+                if (running := self._running.get(id)) is not None:
+                    running.lost = True
+                    running.task.cancel()
+
+    # --- directories ---
+
+    def _folder(self, id: str) -> Path:
+        return self.config().data / "jobs" / id
+
+    def _sweep(self) -> None:
+        """Make the directory of jobs; only this user may look into it."""
+        (self.config().data / "jobs").mkdir(mode=0o700, parents=True, exist_ok=True)

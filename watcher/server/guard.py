@@ -1,0 +1,125 @@
+"""Who may ask: host, size, token and scope are checked before any route sees a request."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from hashlib import sha256
+
+from starlette.requests import HTTPConnection
+from starlette.responses import PlainTextResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+MAX_BODY = 2 * 1024 * 1024  # bytes; Windmill's own limit
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_HEADERS = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cache-control", b"no-store"),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks, and what that token is for: ``jobs:run:flows:summarise``, ``jobs:run``, ``jobs``, ``*``."""
+
+    name: str
+    scopes: tuple[str, ...] = ()
+    job_id: str | None = None
+
+    def may(self, need: str) -> bool:
+        """Whether one of the scopes covers ``need``: the same words, or their beginning up to a colon or slash."""
+        return any(
+            scope == "*" or need == scope or need.startswith((f"{scope}:", f"{scope}/"))
+            for scope in (s.removesuffix("/*").removesuffix(":*") for s in self.scopes)
+        )
+
+
+Authenticate = Callable[[str], Awaitable[Principal | None]]
+
+
+def same(given: str, expected: str) -> bool:
+    """Whether two tokens are equal, in a time that tells nothing about how much of them is."""
+    digests = (sha256(text.encode("utf-8", "surrogatepass")).digest() for text in (given, expected))
+    return hmac.compare_digest(*digests)
+
+
+class Guard:
+    """Deny by default: what is not ``public`` needs a bearer token, known or not as a path.
+
+    ``hosts`` are the names by which a browser may reach us (against DNS rebinding); None allows any.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, authenticate: Authenticate, public: Collection[str], hosts: Collection[str] | None
+    ) -> None:
+        self._app = app
+        self._authenticate = authenticate
+        self._public = frozenset(public)
+        self._hosts = None if hosts is None else frozenset(hosts)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+            await send(message)
+
+        connection = HTTPConnection(scope)
+        refusal = self._refuse_host(connection) or await self._refuse_token(connection)
+        if refusal is None:
+            body = await _body(connection, receive)
+            if body is None:
+                refusal = PlainTextResponse(f"more than {MAX_BODY} bytes", 413, {"connection": "close"})
+            else:
+                receive = _once(body, receive)
+        await (refusal or self._app)(scope, receive, answer)
+
+    def _refuse_host(self, connection: HTTPConnection) -> PlainTextResponse | None:
+        host = connection.headers.get("host", "")
+        name = host.rpartition(":")[0] if host.rpartition(":")[2].isdigit() else host
+        if self._hosts is None or name.strip("[]").lower() in self._hosts:
+            return None
+        return PlainTextResponse("this server has another name", 421)
+
+    async def _refuse_token(self, connection: HTTPConnection) -> PlainTextResponse | None:
+        if connection.scope["path"] in self._public:
+            return None
+        kind, _, token = connection.headers.get("authorization", "").partition(" ")
+        principal = await self._authenticate(token.strip()) if kind.lower() == "bearer" and token else None
+        if principal is None:
+            return PlainTextResponse("a valid bearer token is needed", 401, {"www-authenticate": "Bearer"})
+        connection.scope["principal"] = principal
+        return None
+
+
+async def _body(connection: HTTPConnection, receive: Receive) -> bytes | None:
+    """The whole body, or None when it is too large."""
+    length = connection.headers.get("content-length", "0")
+    if not length.isdigit() or int(length) > MAX_BODY:
+        return None
+    chunks, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            return b""  # the asker went away
+        chunks.append(message.get("body", b""))
+        size += len(chunks[-1])
+        if size > MAX_BODY:
+            return None
+        if not message.get("more_body"):
+            return b"".join(chunks)
+
+
+def _once(body: bytes, receive: Receive) -> Receive:
+    waiting = [body]
+
+    async def replay() -> Message:
+        if waiting:
+            return {"type": "http.request", "body": waiting.pop(), "more_body": False}
+        return await receive()
+
+    return replay
