@@ -1,0 +1,243 @@
+"""Logs for people and for machines: constant event names, one line each, and no secret in any of them."""
+
+from __future__ import annotations
+
+import base64
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, MutableMapping
+from typing import Any, Literal, TextIO
+from urllib.parse import quote, quote_plus
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, WrappedLogger
+
+# --- masking ----------------------------------------------------------------------------------------------------------
+
+MASK = "*****"
+SHORTEST = 6
+"""Shorter values are not masked: replacing every "eu" would make the log unreadable and hide nothing."""
+_MOST_SECRETS = 10_000
+
+_forms: dict[str, tuple[str, ...]] = {}
+"""Secret → the ways it may be written, longest first. Oldest first, so that rotation cannot grow it for ever."""
+
+
+def register(value: str) -> None:
+    """Mask ``value`` from now on, wherever it appears: plain, base64, URL-encoded or JSON-escaped."""
+    if len(value) < SHORTEST or value in _forms:
+        return
+    while len(_forms) >= _MOST_SECRETS:
+        _forms.pop(next(iter(_forms)), None)
+    _forms[value] = _written(value)
+
+
+def _written(value: str) -> tuple[str, ...]:
+    raw = value.encode("utf-8", "surrogatepass")
+    forms = {value, quote(value, safe="", errors="replace"), quote_plus(value, errors="replace")}
+    forms |= {quote(value, errors="replace"), json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
+    for encode in (base64.b64encode, base64.urlsafe_b64encode):
+        for shift in range(3):
+            # Inside a longer text ("user:secret") the secret starts at any of three places of a base64 group: the
+            # characters in the middle depend on the secret alone.
+            text = encode(b"\0" * shift + raw).decode().rstrip("=")
+            forms.add(text[(0, 2, 3)[shift] : len(text) - (len(text) % 4 != 0)])
+    return tuple(sorted((form for form in forms if len(form) >= SHORTEST), key=len, reverse=True))
+
+
+_SENSITIVE = (
+    r"(?:[\w.-]*(?:token|secret|passw(?:or)?d|passphrase|credential|api[_-]?key|access[_-]?key|private[_-]?key"
+    r"|authorization|signature|cookie)s?|sig|auth|pwd|key)"
+)
+_PATTERNS = (
+    (
+        re.compile(r"(authorization[\"']?\s*[:=]\s*[\"']?)((?:Bearer|Basic|Token|Digest)\s+)?[^\s\"',;]+", re.I),
+        rf"\1\2{MASK}",
+    ),
+    (re.compile(r"\b(Bearer\s+)[^\s\"',;]{6,}", re.I), rf"\1{MASK}"),
+    (re.compile(r"\b(Basic\s+)(?=[a-z]*[0-9A-Z+/=])[A-Za-z0-9+/=]{6,}"), rf"\1{MASK}"),
+    (re.compile(r"\bwh(sec|sk)_[A-Za-z0-9+/=_-]+"), rf"wh\1_{MASK}"),
+    (re.compile(r"\bwtc_[A-Za-z0-9_-]+"), f"wtc_{MASK}"),
+    (re.compile(r"([a-z][a-z0-9+.-]{0,20}://)[^\s/@?#\"'<>]+@", re.I), rf"\1{MASK}@"),
+    (re.compile(rf"([?&;]{_SENSITIVE}=)[^&\s\"'#<>;]+", re.I), rf"\1{MASK}"),
+)
+_SECRET_NAME = re.compile(rf"{_SENSITIVE}\Z", re.I)
+_BREAKS = re.compile(r"(?:\\[nr]|\s)+")
+
+
+def mask(text: str) -> str:
+    """The text with every registered secret, and everything that looks like one, replaced by ``*****``.
+
+    Registered secrets are found plain, base64, URL-encoded, JSON-escaped, and broken over several lines.
+    """
+    for forms in list(_forms.values()):
+        for form in forms:
+            if form in text:
+                text = text.replace(form, MASK)
+    if "\n" in text or "\\n" in text:
+        text = _mask_broken(text)
+    for pattern, shown in _PATTERNS:
+        text = pattern.sub(shown, text)
+    return text
+
+
+def _mask_broken(text: str) -> str:
+    """Mask secrets that were wrapped: find them in the text without white space, and blank where they stood."""
+    kept: list[str] = []
+    places: list[int] = []
+    end = 0
+    for gap in _BREAKS.finditer(text):
+        kept.append(text[end : gap.start()])
+        places.extend(range(end, gap.start()))
+        end = gap.end()
+    kept.append(text[end:])
+    places.extend(range(end, len(text)))
+    joined = "".join(kept)
+    spans = []
+    for forms in list(_forms.values()):
+        for form in forms:
+            at = joined.find(form)
+            while at >= 0:
+                spans.append((places[at], places[at + len(form) - 1] + 1))
+                at = joined.find(form, at + len(form))
+    for start, stop in sorted(spans, reverse=True):
+        text = text[:start] + MASK + text[max(stop, start) :]
+    return text
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a field of this name holds a secret: ``token``, ``api_key``, ``Authorization`` …"""
+    return _SECRET_NAME.match(name) is not None and name.lower() != "key"  # an item has one
+
+
+# --- set-up -----------------------------------------------------------------------------------------------------------
+
+Format = Literal["auto", "json", "console"]
+_QUIET = ("apscheduler", "aiosqlite", "asyncio", "alembic", "httpx", "httpcore", "watchfiles", "sqlalchemy")
+"""Libraries whose chatter says nothing that our own events do not: heard from `warning` on."""
+
+_PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+
+
+def get(name: str) -> FilteringBoundLogger:
+    """The logger of one part: ``log = log.get("dispatch")``, then ``log.info("delivery.dead", flow=…)``.
+
+    The first argument is a constant name, never a sentence with values inside.
+    """
+    logger: FilteringBoundLogger = structlog.get_logger(part=name)  # `logger` is a parameter of structlog's own
+    return logger
+
+
+def configure(
+    level: str = "info",
+    format: Format = "auto",
+    *,
+    stream: TextIO | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> None:
+    """Send all logs, those of libraries too, to ``stream`` (standard error by default), masked.
+
+    ``auto`` is readable on a terminal and JSON otherwise. Under systemd each line carries its priority. May be called
+    again, after a reload.
+    """
+    stream = stream or sys.stderr
+    environ = os.environ if environ is None else environ
+    number = logging.getLevelNamesMapping()[level.upper()]
+    terminal = stream.isatty()
+    readable = format == "console" or (format == "auto" and terminal)
+    before: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        _named,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
+        structlog.processors.StackInfoRenderer(),
+        structlog.processors.format_exc_info,
+    ]
+    after: list[Any] = [_mask_event, *_rendering(readable, terminal and "NO_COLOR" not in environ)]
+    if _writes_to_journal(stream, environ):
+        after.append(_with_priority)
+    structlog.configure(
+        processors=[*before, *after],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.WriteLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*before, _library],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *after],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(number)
+    for name in _QUIET:
+        logging.getLogger(name).setLevel(max(number, logging.WARNING))
+    logging.captureWarnings(True)
+
+
+def _rendering(readable: bool, color: bool) -> list[Any]:
+    if readable:
+        return [
+            structlog.dev.ConsoleRenderer(
+                colors=color, timestamp_key="ts", exception_formatter=structlog.dev.plain_traceback
+            )
+        ]
+    return [_in_order, structlog.processors.JSONRenderer(ensure_ascii=False, default=repr)]
+
+
+def _named(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    if "part" in event:
+        event["logger"] = event.pop("part")
+    return event
+
+
+def _in_order(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    first = {name: event.pop(name) for name in ("ts", "level", "event", "logger") if name in event}
+    return {**first, **event}
+
+
+def _library(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """A library's sentence becomes the message of one constant event."""
+    record = event.get("_record")
+    event["logger"] = record.name if record else "library"
+    event["message"] = event["event"]
+    event["event"] = "library.message"
+    return event
+
+
+def _with_priority(_: WrappedLogger, level: str, line: str) -> str:
+    return f"<{_PRIORITY.get(level, 6)}>{line}"
+
+
+def _writes_to_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
+    """systemd tells the device and inode of the journal's socket; anything else is a file or a pipe (systemd.exec)."""
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError):
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def _mask_event(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    return {str(name): _masked(str(name), value, 0) for name, value in event.items()}
+
+
+def _masked(name: str, value: Any, depth: int) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    if is_secret_name(name):
+        return MASK
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, bytes):
+        return mask(value.decode("utf-8", "replace"))
+    if depth < 8 and isinstance(value, Mapping | MutableMapping):
+        return {mask(str(k)): _masked(str(k), v, depth + 1) for k, v in value.items()}
+    if depth < 8 and isinstance(value, Iterable) and isinstance(value, list | tuple | set | frozenset):
+        return [_masked("", v, depth + 1) for v in value]
+    return mask(str(value))
