@@ -6,7 +6,7 @@ import asyncio
 import os
 import secrets
 import signal
-from collections.abc import Callable, Collection, Coroutine, Mapping
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -14,12 +14,14 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from watcher import config as configuration
 from watcher import control, log, metrics
 from watcher.dispatch import Dispatcher
 from watcher.engine.brake import Brake
 from watcher.engine.embedded import Embedded
-from watcher.errors import ConfigError, Damaged, StoreError, WatcherError
+from watcher.errors import Damaged, StoreError, WatcherError
 from watcher.failpoint import failpoint
 from watcher.http.fetcher import Fetcher
 from watcher.http.sender import Sender
@@ -46,6 +48,7 @@ _log = log.get("app")
 GRACE = 25.0  # seconds that a stop waits for what is in flight
 FLUSH_EVERY = 60.0
 PRUNE_EVERY = 3600.0
+KEEP_JOBS = timedelta(days=30)
 CHECK_EVERY = 24 * 3600.0
 STILL = timedelta(seconds=10)  # while migrating, systemd hears that often that we are alive
 
@@ -130,7 +133,12 @@ class Runtime:
         """Make the database's watchers those of ``config``."""
         names = {name: watcher.was for name, watcher in config.watchers.items()}
         at = self.clock()
-        await self.db.write(lambda tx: watcher_store.sync(tx, names, at))
+
+        async def sync(tx: AsyncConnection) -> None:
+            await watcher_store.sync(tx, names, at)
+            await watcher_store.rewind(tx, at)
+
+        await self.db.write(sync)
 
     def operator(self) -> Operator:
         """What the verbs of the command line work on."""
@@ -175,6 +183,7 @@ class Service:
         self.reload_error = ""
         self.damage = ""
         self._reloading = asyncio.Lock()
+        self._asides: set[asyncio.Task[None]] = set()
         self._token = secrets.token_urlsafe(32)  # with which our own dispatcher starts our own local flows
         log.register(self._token)
 
@@ -256,11 +265,15 @@ class Service:
         )
         self.notifier.ready(f"{len(config.watchers)} watchers, {len(config.flows)} flows")
 
-    async def _drain(self, work: Collection[asyncio.Task[None]]) -> None:
-        """End what is in flight, runs first, since they may still commit what the dispatcher can still send."""
+    async def _drain(self, work: Sequence[asyncio.Task[None]]) -> None:
+        """End what is in flight: runs, deliveries and jobs; what cannot end in time is given back."""
         _log.info("service.draining", runs=len(self.engine.running()))
-        await asyncio.gather(self.engine.drain(GRACE), self.dispatcher.drain(GRACE), self.jobs.drain(GRACE))
-        await asyncio.wait(work)
+        dispatcher, jobs = work
+        await dispatcher  # it claims no more, and requests are in flight
+        await asyncio.gather(
+            self.engine.drain(GRACE), self.dispatcher.drain(timedelta(seconds=GRACE)), self.jobs.drain(GRACE)
+        )
+        await jobs
 
     # --- signals ---
 
@@ -271,12 +284,29 @@ class Service:
         self.stop.set()
 
     def _asked_to_reload(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._try_reload(), name="reload on SIGHUP")
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        self._aside(self._try_reload(), "reload on SIGHUP")
 
     def _jumped(self, seconds: float) -> None:
         """The wall clock was moved. What is due is judged by it, so look again."""
         self.dispatcher.wake(list(self.outbound.flows))
+        if seconds < 0:
+            self._aside(self._rewind(), "rewind")
+
+    async def _rewind(self) -> None:
+        at = self.runtime.clock()
+        await self.runtime.db.write(lambda tx: watcher_store.rewind(tx, at))
+
+    def _aside(self, work: Coroutine[Any, Any, None], name: str) -> None:
+        """Do something beside the rest; its failure is logged and nothing more."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            self._asides.discard(task)
+            if not task.cancelled() and (error := task.exception()) is not None:
+                _log.error("aside.failed", work=name, error=str(error))
+
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._asides.add(task)
+        task.add_done_callback(ended)
 
     # --- configuration ---
 
@@ -297,7 +327,7 @@ class Service:
 
     async def _swap(self, config: Config) -> None:
         old = self.runtime.config
-        kept = {name: getattr(old, name) for name in ("database", "data", "server", "workspace")}
+        kept = {name: getattr(old, name) for name in ("database", "data", "server", "workspace", "scripts")}
         for name in (name for name, value in kept.items() if value != getattr(config, name)):
             _log.warning("config.needs_restart", option=name)
         config = replace(config, **kept)
@@ -306,7 +336,6 @@ class Service:
         self.runtime.config = config
         self.outbound = local_flows(config, self.url, self._token)
         self.runtime.fetcher.configure(config.http)
-        self.runtime.scripts.configure(config.scripts)
         self.clock.set(config.watchers.values(), dict.fromkeys(config.watchers.keys() - old.watchers.keys()))
         for name in old.watchers.keys() - config.watchers.keys():
             metrics.forget_watcher(name)
@@ -349,14 +378,19 @@ class Service:
 
     async def _prune(self) -> None:
         """Drop what is old, a little at a time, so that a commit never waits long behind it."""
+        db, at = self.runtime.db, self.runtime.clock()
         for watcher in list(self.runtime.config.watchers.values()):
-            while await self._prune_some(watcher.name, watcher.keep_runs):
-                await asyncio.sleep(0)
 
-    async def _prune_some(self, name: str, keep: timedelta) -> bool:
-        at = self.runtime.clock()
-        counts = await self.runtime.db.write(lambda tx: retention.prune(tx, name, keep_runs=keep, now=at, limit=1000))
-        return sum(counts.values()) >= 1000
+            async def prune(tx: AsyncConnection, name: str = watcher.name, keep: timedelta = watcher.keep_runs) -> bool:
+                return (await retention.prune(tx, name, keep_runs=keep, now=at)).total > 0
+
+            while await db.write(prune):
+                pass
+            if watcher.forget_after:
+                while await retention.forget(db, watcher.name, forget_after=watcher.forget_after):
+                    pass
+        while (await db.write(lambda tx: retention.prune_jobs(tx, keep=KEEP_JOBS, now=at))).total:
+            pass
 
     async def _check_database(self) -> None:
         try:
@@ -409,10 +443,10 @@ class Service:
             return Principal(f"job {job}", ("*",), job)
         digest = sha256(token.encode("utf-8", "surrogatepass")).digest()
         async with self.runtime.db.read() as tx:
-            row = await token_store.get(tx, digest)
-        if row is None or (row.expires_at is not None and row.expires_at <= self.runtime.clock()):
+            row = await token_store.get(tx, digest, self.runtime.clock())
+        if row is None:
             return None
-        return Principal(row.label, tuple(row.scopes))
+        return Principal(row.label, row.scopes or ("*",))  # a token made without scopes may do everything
 
     async def readiness(self) -> tuple[bool, Json]:
         """Whether requests and ticks are served, and in detail what keeps them from it."""

@@ -21,6 +21,8 @@ from watcher.store import jobs as job_store
 from watcher.values import Config, Entry, Flow, JobStatus, Json, Request, Response
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
     from watcher.http import FetchOptions
     from watcher.http.fetcher import Fetcher
     from watcher.resolve import Resolver
@@ -40,21 +42,6 @@ STEP_TIMEOUT = timedelta(minutes=10)
 
 class NoSuchFlow(WatcherError):
     """The configuration has no local flow of that name."""
-
-
-def arguments(schema: Mapping[str, Json], value: Json) -> dict[str, Json]:
-    """What a step's main is called with, by the names in its signature.
-
-    A main with one parameter gets the whole value: the item, or what the step before returned. A main with several
-    gets an object's members by name, and those that it does not name are left out unless it takes ``**rest``.
-    """
-    names = list(schema.get("properties", {}))
-    takes_any = bool(schema.get("additionalProperties"))
-    if len(names) == 1 and not takes_any:
-        return {names[0]: value}
-    if isinstance(value, dict):
-        return {name: value[name] for name in value if takes_any or name in names}
-    return {names[0]: value} if names else {}
 
 
 @dataclass(slots=True)
@@ -144,7 +131,7 @@ class Jobs:
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Work on what is queued until ``stop``; then take no new job. `drain` ends those that run."""
-        await asyncio.to_thread(self._sweep)
+        await self._take_over()
         beat = asyncio.create_task(self._beat(), name="jobs-heartbeat")
         stopping = asyncio.create_task(stop.wait())
         try:
@@ -166,6 +153,12 @@ class Jobs:
                 await asyncio.wait([job.task for job in self._running.values()])
             beat.cancel()
 
+    async def _take_over(self) -> None:
+        """A SQLite database has one service: what another left running is nobody's."""
+        if self.db.dialect == "sqlite":
+            now = self.clock()
+            await self.db.write(lambda tx: job_store.abandon(tx, now))
+
     async def drain(self, grace: float) -> None:
         """Give what runs ``grace`` seconds, then interrupt it; the interrupted step is run again at the next start."""
         tasks = [job.task for job in self._running.values()]
@@ -181,7 +174,7 @@ class Jobs:
         if free <= 0:
             return 0
         now = self.clock()
-        claimed = await self.db.write(lambda tx: job_store.claim(tx, self.owner, free, now, LEASE))
+        claimed = await self.db.write(lambda tx: job_store.claim(tx, self.owner, limit=free, now=now, lease=LEASE))
         for job in claimed:
             task = asyncio.create_task(self._run(job), name=f"job {job.id}")
             self._running[job.id] = _Running(task, token=f"wtj_{secrets.token_urlsafe(32)}")
@@ -203,13 +196,13 @@ class Jobs:
             running = self._running.get(job.id)
             if running is None or not running.lost:
                 with suppress(StoreError):
-                    await asyncio.shield(self.db.write(lambda tx: job_store.release(tx, job.id, self.owner)))
+                    await asyncio.shield(self.db.write(lambda tx: job_store.release(tx, [job.id], self.owner)))
                 return  # its directory stays, so that the next start can go on
             await asyncio.to_thread(shutil.rmtree, folder, True)
             return
         except WatcherError as error:
             kind = getattr(error, "kind", "failed")
-            await self._finish(job, JobStatus.FAILED, b"", f"{kind}: {error}", getattr(error, "detail", ""), "")
+            await self._finish(job, JobStatus.FAILED, None, f"{kind}: {error}", getattr(error, "detail", ""), "")
         else:
             await self._finish(job, JobStatus.SUCCEEDED, result, "", "", logs)
         await asyncio.to_thread(shutil.rmtree, folder, True)
@@ -217,9 +210,8 @@ class Jobs:
     async def _steps(self, job: Job, folder: Path) -> tuple[bytes, str]:
         results: list[Json] = json.loads(job.results or b"[]")
         step = job.step
-        if step and not folder.exists():
+        if await asyncio.to_thread(_prepare, folder) and step:
             step, results = 0, []  # what the earlier steps left in ./shared is gone
-        await asyncio.to_thread((folder / "shared").mkdir, mode=0o700, parents=True, exist_ok=True)
         value: Json = results[-1] if results else json.loads(job.args or b"{}")
         logs = job.logs
         while True:
@@ -229,21 +221,22 @@ class Jobs:
             done = await self._step(job, flow, step, value, folder)
             value, logs = done
             results.append(value)
-            step += 1
             now, body = self.clock(), canonical(results)
-            await self.db.write(
-                lambda tx, step=step, body=body, logs=logs, now=now: job_store.step_done(
-                    tx, job.id, self.owner, step, body, logs, now, LEASE
-                )
-            )
+
+            async def note(
+                tx: AsyncConnection, step: int = step, body: bytes = body, logs: str = logs, now: datetime = now
+            ) -> None:
+                await job_store.step_done(tx, job.id, self.owner, step, body, logs, now, LEASE)
+
+            await self.db.write(note)
+            step += 1
 
     async def _step(self, job: Job, flow: Flow, step: int, value: Json, folder: Path) -> tuple[Json, str]:
         script = flow.steps[step]
         try:
-            described = await self.scripts.describe(script)
             done = await self.scripts.step(
                 script,
-                arguments(described.arguments_schema, value),
+                value,
                 cwd=folder,
                 env=self._environment(job, step),
                 timeout=STEP_TIMEOUT if flow.timeout == Flow(name="").timeout else flow.timeout,
@@ -271,11 +264,21 @@ class Jobs:
             "WM_STATE_PATH": f"{job.path}/{letter}_user",
         }
 
-    async def _finish(self, job: Job, status: JobStatus, result: bytes, error: str, detail: str, logs: str) -> None:
+    async def _finish(
+        self, job: Job, status: JobStatus, result: bytes | None, error: str, detail: str, logs: str
+    ) -> None:
         now = self.clock()
         ours = await self.db.write(
             lambda tx: job_store.finish(
-                tx, job.id, self.owner, status, result or None, log.mask(error), log.mask(detail)[:8192], logs, now
+                tx,
+                job.id,
+                self.owner,
+                status,
+                result=result,
+                error=log.mask(error),
+                detail=log.mask(detail),
+                logs=logs,
+                now=now,
             )
         )
         if not ours:
@@ -305,11 +308,12 @@ class Jobs:
                     running.lost = True
                     running.task.cancel()
 
-    # --- directories ---
-
     def _folder(self, id: str) -> Path:
         return self.config().data / "jobs" / id
 
-    def _sweep(self) -> None:
-        """Make the directory of jobs; only this user may look into it."""
-        (self.config().data / "jobs").mkdir(mode=0o700, parents=True, exist_ok=True)
+
+def _prepare(folder: Path) -> bool:
+    """Make a job's directory with its ./shared. True: it was not there."""
+    fresh = not folder.exists()
+    (folder / "shared").mkdir(mode=0o700, parents=True, exist_ok=True)
+    return fresh

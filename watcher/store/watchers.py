@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import bindparam, case, insert, or_, select, update
@@ -201,3 +201,12 @@ async def take(tx: AsyncConnection, name: str, tick_at: datetime) -> bool:
     free = or_(watcher.c.tick_at.is_(None), watcher.c.tick_at < tick_at)
     result = await tx.execute(update(watcher).where(watcher.c.name == name, free).values(tick_at=tick_at))
     return bool(result.rowcount == 1)
+
+
+async def rewind(tx: AsyncConnection, now: datetime) -> None:
+    """Forget ticks that were taken in the future: a clock that ran ahead and was put right must silence no watcher.
+
+    A minute is left to the clocks of several machines.
+    """
+    ahead = watcher.c.tick_at > now + timedelta(minutes=1)
+    await tx.execute(update(watcher).where(ahead).values(tick_at=now))
