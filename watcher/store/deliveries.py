@@ -1,5 +1,6 @@
 """The outbox: what is owed to which flow, claimed with a lease, settled in groups."""
 
+# ruff: noqa: S608  the SQL is our own text; what comes from outside goes as a parameter
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 from sqlalchemy import Select, exists, func, literal, select, text, union_all, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from watcher.store import flows, items
+from watcher.store import checks, flows
 from watcher.store.db import insert_many, instant, is_postgres, marks, micros, run_sql, serials
 from watcher.store.tables import attempt, delivery, item, watcher
 from watcher.values import Delivery, NewDelivery, Settlement, Status, Verdict
@@ -22,7 +23,8 @@ _IS_PENDING = text("delivery.status = 0")
 _IS_HEAD = text("delivery.status = 0 AND delivery.head")
 
 _EARLIER = """
-SELECT 1 FROM delivery e WHERE e.flow = delivery.flow AND e.lane = delivery.lane AND e.status = 0 AND e.seq < delivery.seq
+SELECT 1 FROM delivery e
+WHERE e.flow = delivery.flow AND e.lane = delivery.lane AND e.status = 0 AND e.seq < delivery.seq
 """
 _PENDING_HEAD = "delivery.status = 0 AND delivery.head"
 _COLUMNS = (
@@ -109,7 +111,9 @@ async def owe(tx: AsyncConnection, watcher_id: int, owed: Sequence[tuple[int, Ne
         )  # fmt: skip
     written = await insert_many(tx, delivery, _COLUMNS, rows, "ON CONFLICT DO NOTHING")
     for flow in waiting:
-        queue = f"UPDATE delivery SET head = false WHERE {_PENDING_HEAD} AND flow = ? AND seq >= ? AND EXISTS ({_EARLIER})"
+        queue = (
+            f"UPDATE delivery SET head = false WHERE {_PENDING_HEAD} AND flow = ? AND seq >= ? AND EXISTS ({_EARLIER})"
+        )
         await run_sql(tx, queue, (flow, numbers[0]))
     if written != len(owed):  # a head may be among those that existed already
         await mend(tx, numbers[0])
@@ -190,7 +194,7 @@ def _unfit(row: Any) -> str:
         return f"crashed: started {row.starts} times and never ended; whatever sends it may be killed by it"
     if row.item_id is None or row.watcher is None:
         return "damaged: its item is gone from the database"
-    if items.digest(row.item_id, row.key, row.change, row.revision, row.payload) != row.sha256:
+    if checks.of_item(row.item_id, row.key, row.change, row.revision, row.payload) != row.sha256:
         return "damaged: its item is not what was written"
     return ""
 

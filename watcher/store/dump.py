@@ -25,7 +25,7 @@ async def backup(db: Database, to: Path) -> Path:
 
     The copy is complete or not there. Raises StoreError.
     """
-    if to.exists():
+    if to.exists():  # noqa: ASYNC240
         raise StoreError(f"{to} exists already: choose another name")
     part = to.with_name(to.name + ".part")
     try:
@@ -56,7 +56,11 @@ async def export(db: Database) -> AsyncIterator[str]:
     async with db.snapshot() as tx:
         tables = await tx.run_sync(_tables)
         revision = (await tx.exec_driver_sql("SELECT version_num FROM alembic_version")).scalar_one_or_none()
-        header = {"watcher": FORMAT, "schema": revision, "tables": {t.name: [c.name for c in t.columns] for t in tables}}
+        header = {
+            "watcher": FORMAT,
+            "schema": revision,
+            "tables": {t.name: [c.name for c in t.columns] for t in tables},
+        }
         checksum, rows = hashlib.sha256(), 0
         yield json.dumps(header)
         for table in tables:

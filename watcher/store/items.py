@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +13,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from watcher import ids
 from watcher.errors import Damaged
-from watcher.store import deliveries
+from watcher.store import checks, deliveries
+from watcher.store.deliveries import AttemptView, DeliveryView
 from watcher.store.tables import attempt, delivery, item, seen, watcher
 from watcher.values import Json
 
@@ -55,14 +55,8 @@ class Story:
     key: str
     seen: SeenView | None
     items: tuple[ItemView, ...]
-    deliveries: tuple[deliveries.DeliveryView, ...]
-    attempts: tuple[deliveries.AttemptView, ...]
-
-
-def digest(id: str, key: str, change: str, revision: int, payload: bytes) -> bytes:
-    """What an item's checksum covers: all that a flow is told of it."""
-    head = f"{id}|{change}|{revision}|{len(key)}|{key}|".encode("utf-8", "surrogatepass")
-    return hashlib.sha256(head + payload).digest()
+    deliveries: tuple[DeliveryView, ...]
+    attempts: tuple[AttemptView, ...]
 
 
 def _select() -> Select[Any]:
@@ -76,7 +70,7 @@ def _select() -> Select[Any]:
 def _view(row: Any) -> ItemView:
     values = dict(row._mapping)
     sha256 = values.pop("sha256")
-    if digest(row.id, row.key, row.change, row.revision, row.payload) != sha256:
+    if checks.of_item(row.id, row.key, row.change, row.revision, row.payload) != sha256:
         raise Damaged(f"item {row.id} is not what was written: the disk damaged it. It is never sent")
     values["payload"] = json.loads(row.payload)
     return ItemView(**values)
@@ -150,5 +144,5 @@ async def _story(tx: AsyncConnection, number: int, name: str, key: str, hashed: 
         else SeenView(name, met.key_hash, met.content, met.revision, bool(met.present), met.listed_day),
         items=found,
         deliveries=owed,
-        attempts=tuple(deliveries.AttemptView(**row._mapping) for row in tried),
+        attempts=tuple(AttemptView(**row._mapping) for row in tried),
     )

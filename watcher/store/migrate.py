@@ -123,7 +123,7 @@ async def _lock(db: Database) -> AsyncIterator[None]:
     handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         async with _timeout(file):
-            while not _locked(handle):
+            while not _locked(handle):  # noqa: ASYNC110  another process's lock sends no event
                 await asyncio.sleep(0.05)
         yield
     finally:

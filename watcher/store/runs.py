@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from watcher.errors import StoreError
 from watcher.failpoint import failpoint
-from watcher.store import deliveries, items, seen, states, watchers
+from watcher.store import checks, deliveries, seen, states, watchers
 from watcher.store.db import insert_many, micros, serials
 from watcher.store.tables import item, run, watcher
 from watcher.values import Json, NewItem, Proposal, RunRecord
@@ -88,7 +88,7 @@ async def _insert_items(
     rows = [
         (
             seq, i.id, number, run_id, i.key, i.key_hash, i.change, i.revision, i.content, i.payload,
-            items.digest(i.id, i.key, i.change, i.revision, i.payload), i.note, stamp,
+            checks.of_item(i.id, i.key, i.change, i.revision, i.payload), i.note, stamp,
         )
         for seq, i in zip(numbers, found, strict=True)
     ]  # fmt: skip
@@ -105,7 +105,9 @@ async def _numbers_of(tx: AsyncConnection, item_ids: Sequence[str]) -> dict[str,
     known: dict[str, int] = {}
     for start in range(0, len(item_ids), 1000):
         some = item_ids[start : start + 1000]
-        known.update((row.id, row.seq) for row in await tx.execute(select(item.c.id, item.c.seq).where(item.c.id.in_(some))))
+        known.update(
+            (row.id, row.seq) for row in await tx.execute(select(item.c.id, item.c.seq).where(item.c.id.in_(some)))
+        )
     return known
 
 

@@ -1,8 +1,8 @@
 """The ledger of keys that each watcher has met; asking about a page costs the page, not the ledger."""
 
+# ruff: noqa: S608  the SQL is our own text; what comes from outside goes as a parameter
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Iterable
 from datetime import UTC, date, datetime
@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from watcher import ids
 from watcher.errors import Damaged
-from watcher.store import watchers
+from watcher.store import checks, watchers
 from watcher.store.db import insert_many, is_postgres, run_sql
 from watcher.store.tables import seen
 from watcher.values import UNSET, Seen
@@ -37,7 +37,7 @@ async def _among(
         return []
     ordered = sorted(set(hashes))
     if is_postgres(tx):
-        sql = f"SELECT {columns} FROM seen s WHERE s.watcher_id = %s AND s.key_hash = ANY(%s) {more}"  # noqa: S608
+        sql = f"SELECT {columns} FROM seen s WHERE s.watcher_id = %s AND s.key_hash = ANY(%s) {more}"
         return list(await tx.exec_driver_sql(sql.replace("?", "%s"), (number, ordered, *values)))
     blob = b"".join(ordered)
     join = "FROM piece CROSS JOIN seen s ON s.watcher_id = ? AND s.key_hash = piece.hash"
@@ -47,7 +47,7 @@ async def _among(
 
 def _seen(name: str, row: Any) -> Seen:
     key_hash, content, revision, present, key, value = row
-    if value is not None and hashlib.blake2b(value, digest_size=16).digest() != content:
+    if value is not None and checks.of_value(value) != content:
         raise Damaged(
             f"watchers.{name}: what the ledger holds about {key!r} is not what was written: the disk damaged it. "
             "Nothing was compared with it. Restore a backup, or `watcher state reset` to begin anew"
@@ -67,14 +67,16 @@ async def probe(tx: AsyncConnection, name: str, hashes: Collection[bytes]) -> di
 async def present(tx: AsyncConnection, name: str) -> dict[bytes, Seen]:
     """All keys that the source still listed when last looked at in full: what a removal is found by."""
     number = await watchers.ident(tx, name)
-    sql = f"SELECT {_COLUMNS} FROM seen s WHERE s.watcher_id = ? AND s.present"  # noqa: S608
+    sql = f"SELECT {_COLUMNS} FROM seen s WHERE s.watcher_id = ? AND s.present"
     rows = (_seen(name, row) for row in await run_sql(tx, sql, (number,)))
     return {row.key_hash: row for row in rows}
 
 
 async def count(tx: AsyncConnection, name: str) -> int:
     number = await watchers.ident(tx, name)
-    return int((await tx.execute(select(func.count()).select_from(seen).where(seen.c.watcher_id == number))).scalar_one())
+    return int(
+        (await tx.execute(select(func.count()).select_from(seen).where(seen.c.watcher_id == number))).scalar_one()
+    )
 
 
 async def learn(tx: AsyncConnection, number: int, rows: Iterable[Seen]) -> None:
@@ -82,7 +84,7 @@ async def learn(tx: AsyncConnection, number: int, rows: Iterable[Seen]) -> None:
     values = []
     for row in sorted(rows, key=lambda row: row.key_hash):
         value = None if row.value is UNSET else ids.canonical(row.value)
-        if value is not None and hashlib.blake2b(value, digest_size=16).digest() != row.content:
+        if value is not None and checks.of_value(value) != row.content:
             raise ValueError(f"the content hash of {row.key!r} is not its value's")
         values.append((number, row.key_hash, row.content, row.revision, row.present, 0, row.key, value))
     await insert_many(
@@ -113,8 +115,9 @@ async def listed_before(tx: AsyncConnection, name: str, hashes: Collection[bytes
     return {bytes(row[0]) for row in await _among(tx, number, hashes, "s.key_hash", "AND s.listed_day < ?", day)}
 
 
-async def unlisted(tx: AsyncConnection, name: str, days: int, limit: int) -> list[bytes]:
-    """Keys that the source has not listed for ``days``, counted back from the last day on which it listed anything.
+async def unlisted(tx: AsyncConnection, name: str, days: int, limit: int) -> tuple[int, list[bytes]]:
+    """Keys that the source has not listed for ``days``, counted back from the last day on which it listed anything,
+    and the day before which that is.
 
     Counted from there and not from today: a source that is down, or that answers "unchanged", proves nothing.
     A key whose day was never noted is not among them.
@@ -126,7 +129,7 @@ async def unlisted(tx: AsyncConnection, name: str, days: int, limit: int) -> lis
         "SELECT key_hash FROM seen WHERE watcher_id = ? AND listed_day > 0 AND listed_day < ? LIMIT ?",
         (number, last - days, limit),
     )
-    return [bytes(key) for key in rows.scalars()]
+    return last - days, [bytes(key) for key in rows.scalars()]
 
 
 async def forget(tx: AsyncConnection, name: str, hashes: Collection[bytes], before: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, fields
 from datetime import datetime
@@ -14,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from watcher import ids
 from watcher.errors import Conflict, Damaged, StoreError
-from watcher.store import watchers
+from watcher.store import checks, watchers
 from watcher.store.db import is_postgres
 from watcher.store.tables import seen, state, state_history
 from watcher.values import UNSET, Memory
@@ -50,12 +49,8 @@ def decode(version: int, body: bytes) -> Memory:
     return Memory(version=version, **{k: v for k, v in json.loads(body).items() if k in names})
 
 
-def _digest(version: int, body: bytes) -> bytes:
-    return hashlib.sha256(b"%d|" % version + body).digest()
-
-
 def _verified(name: str, version: int, body: bytes, sha256: bytes) -> Memory:
-    if _digest(version, body) != sha256:
+    if checks.of_state(version, body) != sha256:
         raise Damaged(
             f"watchers.{name}: the stored state (version {version}) is not what was written: the disk damaged it. "
             f"Nothing was compared with it. `watcher state history {name}` and `watcher state rollback {name}` help"
@@ -125,7 +120,7 @@ async def swap(
     """`put` for who knows the watcher's number already."""
     new = expected + 1 if expected else await _newest(tx, number) + 1
     body = encode(memory)
-    values = {"version": new, "body": body, "sha256": _digest(new, body), "run_id": run_id, "at": now}
+    values = {"version": new, "body": body, "sha256": checks.of_state(new, body), "run_id": run_id, "at": now}
     if expected:
         statement: Any = update(state).where(state.c.watcher_id == number, state.c.version == expected).values(values)
     else:
@@ -140,7 +135,7 @@ async def swap(
 
 
 async def _newest(tx: AsyncConnection, number: int) -> int:
-    """Versions are never given twice, not even after a reset: a run that began before it must not pass for a new one."""
+    """No version is given twice, not even after a reset: a run that began before it must not pass for a new one."""
     h = state_history.c
     return int((await tx.execute(select(func.max(h.version)).where(h.watcher_id == number))).scalar() or 0)
 
@@ -153,8 +148,15 @@ async def reset(tx: AsyncConnection, name: str, now: datetime) -> None:
     if removed.rowcount:
         new = await _newest(tx, number) + 1
         body = encode(Memory())
+        digest = checks.of_state(new, body)
         await tx.execute(
             insert(state_history).values(
-                watcher_id=number, version=new, body=body, sha256=_digest(new, body), run_id=None, at=now, note="reset"
+                watcher_id=number,
+                version=new,
+                body=body,
+                sha256=digest,
+                run_id=None,
+                at=now,
+                note="reset",
             )
         )

@@ -1,4 +1,4 @@
-"""Write the next migration from what the models say beyond the newest one: ``python -m watcher.store.migrations WHY``."""
+"""Write the next migration, from what the models say beyond the newest: ``python -m watcher.store.migrations WHY``."""
 
 import sys
 import tempfile

@@ -1,6 +1,6 @@
 """How Alembic runs here: on a connection that is given to it, inside the transaction that is already open."""
 
-from typing import Any
+from typing import Any, Literal
 
 from alembic import context
 from sqlalchemy import types
@@ -10,7 +10,7 @@ from watcher.failpoint import failpoint
 from watcher.models import Instant, metadata
 
 
-def _render(kind: str, value: Any, _context: Any) -> str | bool:
+def _render(kind: str, value: Any, _context: Any) -> str | Literal[False]:
     """Migrations name SQLAlchemy's own types only: what they made must not change when our types do."""
     if kind == "type" and isinstance(value, Instant):
         return "sa.BigInteger()"
@@ -19,7 +19,7 @@ def _render(kind: str, value: Any, _context: Any) -> str | bool:
     return False
 
 
-def _after_each(**_: Any) -> None:
+def _after_each(*_: Any, **__: Any) -> None:
     failpoint("mid_migration")
 
 
