@@ -103,12 +103,12 @@ class SecretError(WatcherError):
     exit_code = 78
 
 
-class ResolveError(WatcherError):
-    """A ``$var:``, ``$res:``, ``$env:`` or ``$file:`` cannot be resolved.
+class ResolveError(TriggerError):
+    """A ``$var:``, ``$res:``, ``$env:`` or ``$file:`` cannot be followed.
 
-    ``missing`` tells that nothing stands at the path, as against a circle or a value that is too large.
+    Its kind is ``missing`` only when nothing stands at the very path that was asked for; a value that is there and
+    refers to one that is not, a circle, and a value that is too large are ``arguments``.
     """
 
     def __init__(self, message: str, *, missing: bool = False) -> None:
-        super().__init__(message)
-        self.missing = missing
+        super().__init__(message, kind="missing" if missing else "arguments")

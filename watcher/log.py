@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Mapping
 from typing import Any, Literal, TextIO
 from urllib.parse import quote, quote_plus
 
@@ -96,16 +96,19 @@ def _mask_broken(text: str) -> str:
     kept.append(text[end:])
     places.extend(range(end, len(text)))
     joined = "".join(kept)
-    spans = []
+    hidden: list[tuple[int, int]] = []
     for forms in list(_forms.values()):
         for form in forms:
             at = joined.find(form)
             while at >= 0:
-                spans.append((places[at], places[at + len(form) - 1] + 1))
-                at = joined.find(form, at + len(form))
-    for start, stop in sorted(spans, reverse=True):
-        text = text[:start] + MASK + text[max(stop, start) :]
-    return text
+                hidden.append((places[at], places[at + len(form) - 1] + 1))
+                at = joined.find(form, at + 1)
+    shown, end = "", 0
+    for start, stop in sorted(hidden):
+        if start >= end:
+            shown += text[end:start] + MASK
+        end = max(end, stop)
+    return shown + text[end:]
 
 
 def is_secret_name(name: str) -> bool:
@@ -143,32 +146,18 @@ def configure(
     ``auto`` is readable on a terminal and JSON otherwise. Under systemd each line carries its priority. May be called
     again, after a reload.
     """
-    stream = stream or sys.stderr
     environ = os.environ if environ is None else environ
     number = logging.getLevelNamesMapping()[level.upper()]
-    terminal = stream.isatty()
+    terminal = (stream or sys.stderr).isatty()
     readable = format == "console" or (format == "auto" and terminal)
-    before: list[Any] = [
-        structlog.contextvars.merge_contextvars,
-        _named,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
-        structlog.processors.StackInfoRenderer(),
-        structlog.processors.format_exc_info,
-    ]
     after: list[Any] = [_mask_event, *_rendering(readable, terminal and "NO_COLOR" not in environ)]
-    if _writes_to_journal(stream, environ):
+    if _writes_to_journal(stream or sys.stderr, environ):
         after.append(_with_priority)
-    structlog.configure(
-        processors=[*before, *after],
-        wrapper_class=structlog.make_filtering_bound_logger(number),
-        logger_factory=structlog.WriteLoggerFactory(stream),
-        cache_logger_on_first_use=False,
-    )
+    _events(number, after, stream)
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[*before, _library],
+            foreign_pre_chain=[*_BEFORE, _library],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *after],
         )
     )
@@ -178,6 +167,15 @@ def configure(
     for name in _QUIET:
         logging.getLogger(name).setLevel(max(number, logging.WARNING))
     logging.captureWarnings(True)
+
+
+def _events(level: int, after: list[Any], stream: TextIO | None) -> None:
+    structlog.configure(
+        processors=[*_BEFORE, *after],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *_: structlog.WriteLogger(stream or sys.stderr),
+        cache_logger_on_first_use=False,
+    )
 
 
 def _rendering(readable: bool, color: bool) -> list[Any]:
@@ -194,6 +192,16 @@ def _named(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     if "part" in event:
         event["logger"] = event.pop("part")
     return event
+
+
+_BEFORE: list[Any] = [
+    structlog.contextvars.merge_contextvars,
+    _named,
+    structlog.processors.add_log_level,
+    structlog.processors.TimeStamper(fmt="iso", utc=True, key="ts"),
+    structlog.processors.StackInfoRenderer(),
+    structlog.processors.format_exc_info,
+]
 
 
 def _in_order(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
@@ -233,11 +241,25 @@ def _masked(name: str, value: Any, depth: int) -> Any:
     if is_secret_name(name):
         return MASK
     if isinstance(value, str):
-        return mask(value)
+        return _printable(mask(value))
     if isinstance(value, bytes):
-        return mask(value.decode("utf-8", "replace"))
-    if depth < 8 and isinstance(value, Mapping | MutableMapping):
-        return {mask(str(k)): _masked(str(k), v, depth + 1) for k, v in value.items()}
-    if depth < 8 and isinstance(value, Iterable) and isinstance(value, list | tuple | set | frozenset):
+        return _printable(mask(value.decode("utf-8", "replace")))
+    if depth < 8 and isinstance(value, Mapping):
+        return {_printable(mask(str(k))): _masked(str(k), v, depth + 1) for k, v in value.items()}
+    if depth < 8 and isinstance(value, list | tuple | set | frozenset):
         return [_masked("", v, depth + 1) for v in value]
-    return mask(str(value))
+    return _printable(mask(str(value)))
+
+
+_CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def _printable(text: str) -> str:
+    """What came from outside must neither steer a terminal nor fail to be written."""
+    if text.isascii() and text.isprintable():
+        return text
+    return text.translate(_CONTROLS).encode("utf-8", "backslashreplace").decode()
+
+
+# Until the service or a command says otherwise only what is wrong is told, and never on standard output: data is there.
+_events(logging.WARNING, [_mask_event, *_rendering(readable=False, color=False)], None)
