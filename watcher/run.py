@@ -1,0 +1,978 @@
+"""One run of one watcher: load, call, diff, commit."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import os
+import time
+import zlib
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from cronsim import CronSim
+
+from watcher import diff, ids, log, metrics
+from watcher.errors import Conflict, Damaged, DeliveryError, StoreError, TriggerError, WatcherError
+from watcher.failpoint import failpoint
+from watcher.flows import shape
+from watcher.http import FetchOptions, redacted
+from watcher.http.fetcher import Fetcher, name_of
+from watcher.resolve import Resolver
+from watcher.scripts import Call, Scripts
+from watcher.store import meta, past, runs, seen, states, watchers
+from watcher.store.db import Database
+from watcher.store.watchers import Quiet, WatcherStatus
+from watcher.values import (
+    UNSET,
+    Config,
+    Decision,
+    Diff,
+    Entry,
+    Find,
+    Json,
+    Label,
+    Listing,
+    Memory,
+    NewDelivery,
+    NewItem,
+    Outcome,
+    Proposal,
+    Request,
+    Response,
+    RunRecord,
+    Seen,
+    Watcher,
+)
+
+_log = log.get("run")
+
+_LONGEST_BACKOFF = timedelta(hours=1)
+_LONGEST_WAIT = timedelta(days=1)  # that a source may ask for with Retry-After
+_NO_SCHEDULE = timedelta(minutes=5)  # what counts as the interval of a watcher that is only run by hand
+_SWEEP = timedelta(hours=1)
+_LARGE = 1000  # entries; from here on the diff is worked out beside the loop, so that no other tick is late
+_SMALL_PAGE = 10  # pages of fewer entries are looked at together
+_LARGEST_RECORDING = 256 * 1024 * 1024  # bytes
+_PLAN_FORMAT = 1
+_RECORDING_FORMAT = 1
+
+
+# --- plans ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run would commit, and why: everything that was decided, ready to be shown, kept and applied as it is."""
+
+    watcher: str
+    epoch: str
+    made_at: datetime
+    proposal: Proposal
+    decisions: tuple[Decision, ...] = ()
+    quarantine: str = ""  # why it was not simply committed
+    state: Json = UNSET  # before the run
+    cursor: Json = None  # before the run
+
+    def to_json(self) -> dict[str, Json]:
+        """As a JSON object: first what a reader wants to see, then what applying it needs."""
+        p = self.proposal
+        return {
+            "format": _PLAN_FORMAT,
+            "watcher": self.watcher,
+            "made_at": _written(self.made_at),
+            "counts": dict(p.run.counts),
+            "gap": p.run.gap,
+            "quarantine": self.quarantine,
+            "warnings": list(p.run.warnings),
+            "decisions": [asdict(decision) for decision in self.decisions],
+            "items": [_item_to_json(item) for item in p.items],
+            "state": {
+                "before": {"version": p.expected, **_optional("state", self.state), "cursor": self.cursor},
+                "after": {**_optional("state", p.memory.state), "cursor": p.memory.cursor},
+            },
+            "commit": {
+                "epoch": self.epoch,
+                "expected": p.expected,
+                "keep_history": p.keep_history,
+                "memory": _memory_to_json(p.memory),
+                "learn": [_seen_to_json(row) for row in p.learn],
+                "touch": [key.hex() for key in p.touch],
+                "run": {
+                    "started_at": _written(p.run.started_at),
+                    "finished_at": _written(p.run.finished_at),
+                    "logs": p.run.logs,
+                },
+            },
+        }
+
+    @classmethod
+    def from_json(cls, data: Json) -> Plan:
+        """The reverse of `to_json`. Raises KeyError, TypeError or ValueError when it is no plan."""
+        if data["format"] != _PLAN_FORMAT:
+            raise ValueError(f"a plan of format {data['format']}, and this program reads format {_PLAN_FORMAT}")
+        commit = data["commit"]
+        record = RunRecord(
+            watcher=data["watcher"],
+            outcome="ok",
+            started_at=_read(commit["run"]["started_at"]),
+            finished_at=_read(commit["run"]["finished_at"]),
+            counts=data["counts"],
+            logs=commit["run"]["logs"],
+            gap=data["gap"],
+            warnings=tuple(data["warnings"]),
+        )
+        proposal = Proposal(
+            watcher=data["watcher"],
+            expected=commit["expected"],
+            memory=_memory_from_json(commit["memory"]),
+            items=[_item_from_json(item) for item in data["items"]],
+            learn=[_seen_from_json(row) for row in commit["learn"]],
+            touch=[bytes.fromhex(key) for key in commit["touch"]],
+            run=record,
+            keep_history=commit["keep_history"],
+        )
+        before = data["state"]["before"]
+        return cls(
+            watcher=data["watcher"],
+            epoch=commit["epoch"],
+            made_at=_read(data["made_at"]),
+            proposal=proposal,
+            decisions=tuple(Decision(**decision) for decision in data["decisions"]),
+            quarantine=data["quarantine"],
+            state=before.get("state", UNSET),
+            cursor=before["cursor"],
+        )
+
+    def pack(self) -> bytes:
+        """As it is stored with a quarantined run."""
+        return zlib.compress(_dump(self.to_json()), 1)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> Plan:
+        """The reverse of `pack`. Raises Damaged."""
+        try:
+            return cls.from_json(json.loads(zlib.decompress(packed)))
+        except (zlib.error, KeyError, TypeError, ValueError) as error:
+            raise Damaged("the stored plan cannot be read: `watcher resume` drops it and looks again") from error
+
+
+def _dump(value: Json) -> bytes:
+    """JSON in UTF-8. Half a surrogate pair, which UTF-8 has no bytes for, is written as JSON's own escape."""
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+    except UnicodeEncodeError:
+        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
+
+
+def _written(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _read(text: str) -> datetime:
+    at = datetime.fromisoformat(text)
+    if at.tzinfo is None:
+        raise ValueError(f"an instant without a time zone: {text}")
+    return at.astimezone(UTC)
+
+
+def _optional(name: str, value: Json) -> dict[str, Json]:
+    return {} if value is UNSET else {name: value}
+
+
+def _item_to_json(item: NewItem) -> dict[str, Json]:
+    return {
+        "id": item.id,
+        "key": item.key,
+        "change": item.change,
+        "revision": item.revision,
+        "content": item.content.hex(),
+        "note": item.note,
+        "payload": json.loads(item.payload),
+        "deliveries": [
+            {"id": d.id, "flow": d.flow, "lane": d.lane.hex(), "due_at": _written(d.due_at), "dead": d.dead}
+            for d in item.deliveries
+        ],
+    }
+
+
+def _item_from_json(data: Json) -> NewItem:
+    return NewItem(
+        id=data["id"],
+        key=data["key"],
+        key_hash=ids.key_hash(data["key"]),
+        change=data["change"],
+        revision=data["revision"],
+        content=bytes.fromhex(data["content"]),
+        payload=_dump(data["payload"]),
+        deliveries=tuple(
+            NewDelivery(d["id"], d["flow"], bytes.fromhex(d["lane"]), _read(d["due_at"]), d["dead"])
+            for d in data["deliveries"]
+        ),
+        note=data["note"],
+    )
+
+
+def _memory_to_json(memory: Memory) -> dict[str, Json]:
+    values = {name: getattr(memory, name) for name in Memory.__dataclass_fields__ if name != "state"}
+    return {**values, **_optional("state", memory.state)}
+
+
+def _memory_from_json(data: Json) -> Memory:
+    return Memory(**data)
+
+
+def _seen_to_json(row: Seen) -> dict[str, Json]:
+    hashed = {"key_hash": row.key_hash.hex(), "content": row.content.hex()}
+    return {**hashed, "revision": row.revision, "present": row.present, "key": row.key, **_optional("value", row.value)}
+
+
+def _seen_from_json(data: Json) -> Seen:
+    hashed = {name: bytes.fromhex(data[name]) for name in ("key_hash", "content")}
+    return Seen(**{**data, **hashed})
+
+
+# --- recordings -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Recording:
+    """What one run was answered, and what was remembered before it: enough to run it again without the network."""
+
+    watcher: str
+    made_at: datetime
+    memory: Memory
+    known: dict[bytes, Seen] = field(default_factory=dict)
+    answers: dict[str, list[Response]] = field(default_factory=lambda: defaultdict(list))  # by name of the request
+    size: int = 0
+
+    def add(self, request: Request, response: Response) -> None:
+        self.size += len(response.body)
+        if self.size > _LARGEST_RECORDING:
+            raise TriggerError(
+                f"the answers are larger than a recording may be ({_LARGEST_RECORDING:,} bytes)", kind="too_large"
+            )
+        self.answers[name_of(request)].append(response)
+
+    def answer(self, request: Request) -> Response:
+        """The recorded answer; of several to one request each once, and then the last."""
+        answers = self.answers.get(name_of(request))
+        if not answers:
+            raise TriggerError(
+                f"the recording holds no answer to {request.method} {redacted(request.url)}: "
+                f"`watcher plan {self.watcher} --record FILE` makes a new one",
+                kind="missing",
+            )
+        return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    def write(self, file: Path) -> None:
+        """Write it, readable by this user alone. Raises StoreError."""
+        text = _dump(
+            {
+                "format": _RECORDING_FORMAT,
+                "watcher": self.watcher,
+                "made_at": _written(self.made_at),
+                "memory": _memory_to_json(self.memory),
+                "known": [_seen_to_json(row) for row in self.known.values()],
+                "answers": {name: [_answer_to_json(a) for a in answers] for name, answers in self.answers.items()},
+            }
+        )
+        whole = file.with_name(f"{file.name}.{os.getpid()}.part")
+        try:
+            with os.fdopen(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
+                out.write(text)
+            whole.replace(file)
+        except OSError as error:
+            whole.unlink(missing_ok=True)
+            raise StoreError(f"{file}: cannot write the recording: {error.strerror}") from error
+
+    @classmethod
+    def read(cls, file: Path) -> Recording:
+        """Read one. Raises StoreError when it is none."""
+        try:
+            data = json.loads(file.read_bytes())
+            if data["format"] != _RECORDING_FORMAT:
+                raise ValueError(f"format {data['format']}")
+            known = [_seen_from_json(row) for row in data["known"]]
+            return cls(
+                watcher=data["watcher"],
+                made_at=_read(data["made_at"]),
+                memory=_memory_from_json(data["memory"]),
+                known={row.key_hash: row for row in known},
+                answers={name: [_answer_from_json(a) for a in answers] for name, answers in data["answers"].items()},
+            )
+        except OSError as error:
+            raise StoreError(f"{file}: cannot read the recording: {error.strerror}") from error
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise StoreError(
+                f"{file} is no recording ({error}): `watcher plan NAME --record FILE` makes one"
+            ) from error
+
+
+def _answer_to_json(response: Response) -> dict[str, Json]:
+    headers = {name: value for name, value in response.headers.items() if name != "set-cookie"}
+    body = base64.b64encode(response.body).decode()
+    return {"status": response.status, "headers": headers, "body": body, "url": redacted(response.url)}
+
+
+def _answer_from_json(data: Json) -> Response:
+    return Response(data["status"], data["headers"], base64.b64decode(data["body"]), data["url"])
+
+
+# --- what a script may ask during a run -------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Host:
+    """What the service answers to the script of one run."""
+
+    fetcher: Fetcher
+    resolver: Resolver
+    db: Database
+    watcher: Watcher
+    label: Label  # the effective one
+    memory: Memory
+    validators_in: Mapping[str, Mapping[str, str]]
+    whole: bool = False  # list everything this time, though the first page be known
+    recording: Recording | None = None
+    replay: bool = False  # answer from the recording
+    validators: dict[str, Mapping[str, str]] = field(default_factory=dict)
+    recent: list[Entry] = field(default_factory=list)
+    began: float = field(default_factory=time.monotonic)
+
+    async def fetch(self, request: Request, options: FetchOptions) -> Response:
+        if self.replay and self.recording:
+            return self.recording.answer(request)
+        if self.recording is None:
+            return await self.fetcher.fetch(request, options, self.validators_in, self.validators)
+        response = await self.fetcher.fetch(request, replace(options, fresh=True), {}, self.validators)
+        self.recording.add(request, response)
+        return response
+
+    async def resource(self, path: str) -> Json:
+        return await self.resolver.resource(path)
+
+    async def variable(self, path: str) -> str:
+        return await self.resolver.variable(path)
+
+    async def page(self, entries: Sequence[Entry]) -> bool:
+        """Whether the next page is wanted."""
+        if diff.whole_listing_needed(self.label):
+            return True
+        if self.memory.version == 0 or self.whole:
+            # However long the source is, the run must end in time: half of it is for this, the rest for the last page.
+            return time.monotonic() - self.began < self.watcher.timeout.total_seconds() / 2
+        self.recent = [*self.recent, *entries][-max(len(entries), _SMALL_PAGE) :]
+        if len(self.recent) < _SMALL_PAGE:
+            return True
+        hashes = [ids.key_hash(diff.key_of(entry)) for entry in self.recent]
+        if self.replay and self.recording:
+            known: Mapping[bytes, Seen] = self.recording.known
+        else:
+            async with self.db.read() as tx:
+                known = await seen.probe(tx, self.watcher.name, hashes)
+        return diff.window(self.label, self.memory, self.recent, known)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """What is known before a run."""
+
+    status: WatcherStatus
+    memory: Memory
+    epoch: str
+    newest: int  # the highest version that was ever given, also if it was forgotten by a reset
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """What a run saw and what it would do about it."""
+
+    before: _Before
+    listing: Listing
+    diff: Diff
+    plan: Plan
+    started_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class _Recent:
+    """What a quiet run learnt that is worth no commit."""
+
+    version: int
+    script: str
+    validators: Mapping[str, Mapping[str, str]]
+
+
+class Runner:
+    """Runs watchers. Any number of runs may go on at once; two of one watcher end in one commit and one conflict."""
+
+    def __init__(
+        self,
+        config: Callable[[], Config],
+        db: Database,
+        scripts: Scripts,
+        fetcher: Fetcher,
+        resolver: Resolver,
+        clock: Callable[[], datetime],
+        committed: Callable[[Collection[str]], None],
+    ) -> None:
+        self.quiet: dict[str, Quiet] = {}  # what runs left that is not worth a transaction of its own
+        self._config = config
+        self._db = db
+        self._scripts = scripts
+        self._fetcher = fetcher
+        self._resolver = resolver
+        self._clock = clock
+        self._committed = committed
+        self._recent: dict[str, _Recent] = {}
+        self._swept: dict[str, datetime] = {}  # when a watcher's source was last listed without stopping early
+        self._warned: dict[str, tuple[str, ...]] = {}
+
+    # --- the verbs
+
+    async def run(self, name: str, *, tick_at: datetime | None = None, record: Path | None = None) -> RunRecord:
+        """Run a watcher once and commit what it finds. ``tick_at`` is None for a run by hand, which waits for nothing.
+
+        A script that fails, a source that is down, a doubt or a conflict is told by the record's outcome. Raises
+        StoreError when the database cannot be read or written: nothing was committed then.
+        """
+        watcher, started = self._watcher(name), self._clock()
+        with metrics.run_seconds.time():
+            outcome = await self._run(watcher, started, tick_at, record)
+        metrics.runs.labels(name, outcome.outcome).inc()
+        return outcome
+
+    async def plan(self, name: str, *, record: Path | None = None) -> Plan:
+        """What a run would commit now. Nothing is saved; ``record`` keeps what the source answered.
+
+        Raises TriggerError, StoreError.
+        """
+        watcher, started = self._watcher(name), self._clock()
+        before = await self._load(name)
+        recording = None if record is None else Recording(name, started, before.memory)
+        looked = await self._look(watcher, before, started, recording, conditional=False)
+        if recording is not None and record is not None:
+            recording.write(record)
+        return looked.plan
+
+    async def test(self, name: str, recording: Path) -> Plan:
+        """What the watcher, as it is now, would have found in a recorded run. Asks no source, saves nothing.
+
+        Raises TriggerError, StoreError.
+        """
+        watcher, kept = self._watcher(name), Recording.read(recording)
+        status, epoch = WatcherStatus(id=0, name=name, origin=name), "test"
+        before = _Before(status, kept.memory, epoch, kept.memory.version)
+        return (await self._look(watcher, before, kept.made_at, kept, conditional=False, replay=True)).plan
+
+    async def apply(self, plan: Plan) -> RunRecord:
+        """Commit exactly what a plan says. Outcome ``conflict`` if anything was committed since it was made."""
+        return await self._apply(plan, "approved" if plan.quarantine else "ok")
+
+    async def approve(self, name: str) -> RunRecord:
+        """Commit exactly what a quarantined run found, and let the watcher run again."""
+        self._watcher(name)
+        async with self._db.read() as tx:
+            status = await watchers.get(tx, name)
+            if status.quarantined_at is None:
+                raise WatcherError(f"watchers.{name} is not in quarantine: there is nothing to approve")
+            if status.quarantine_run is None:
+                raise WatcherError(
+                    f"watchers.{name} is in quarantine without a plan ({status.quarantine_reason}): "
+                    f"see `watcher state history {name}`, then `watcher state rollback` or `reset`, then `watcher resume`"
+                )
+            packed = await runs.plan(tx, status.quarantine_run)
+        return await self._apply(Plan.unpack(packed), "approved")
+
+    def note_ticks(self, name: str, *, skipped: int = 0, missed: int = 0) -> None:
+        """Count ticks that led to no run."""
+        self._note(name, Quiet(skipped=skipped, missed=missed))
+
+    async def flush(self) -> None:
+        """Write what quiet runs left in memory. Raises StoreError; nothing is forgotten then."""
+        quiet, self.quiet = self.quiet, {}
+        if not quiet:
+            return
+        now = self._clock()
+        try:
+            await self._db.write(lambda tx: watchers.flush(tx, quiet, now))
+        except BaseException:
+            for name, left in quiet.items():
+                self._note(name, left)
+            raise
+
+    # --- one run
+
+    async def _run(
+        self, watcher: Watcher, started: datetime, tick_at: datetime | None, record: Path | None
+    ) -> RunRecord:
+        name = watcher.name
+        try:
+            before = await self._load(name)
+        except Damaged as error:
+            return await self._quarantine_damaged(watcher, error, started, tick_at)
+        if waits := _why_not(before.status, started, tick_at):
+            return RunRecord(name, "quiet", started, self._clock(), tick_at, warnings=(waits,))
+        if before.status.quarantined_at is not None:
+            reason = before.status.quarantine_reason
+            return RunRecord(name, "quarantined", started, self._clock(), tick_at, error=reason)
+        if tick_at is not None:
+            self._note(name, Quiet(tick_at=tick_at))
+        recording = None if record is None else Recording(name, started, before.memory)
+        try:
+            looked = await self._look(watcher, before, started, recording)
+        except Damaged as error:
+            return await self._quarantine_damaged(watcher, error, started, tick_at)
+        except StoreError:
+            raise
+        except WatcherError as error:
+            return await self._fail(watcher, before.status, error, started, tick_at)
+        finally:
+            if recording is not None and record is not None and recording.answers:
+                recording.write(record)
+        self._warn(name, looked.plan.proposal.run.warnings)
+        if looked.plan.quarantine:
+            return await self._quarantine(looked, tick_at)
+        if diff.silent(before.memory, looked.diff) or (looked.listing.unchanged and before.memory.version == 0):
+            return await self._be_quiet(looked, tick_at)
+        return await self._commit(looked, tick_at)
+
+    async def _load(self, name: str) -> _Before:
+        async with self._db.read() as tx:
+            status = await watchers.get(tx, name)
+            memory = await states.load(tx, name)
+            history = [] if memory.version else await states.history(tx, name, 1)
+            newest = history[0].version if history else memory.version
+            return _Before(status, memory, await meta.epoch(tx), newest)
+
+    async def _look(
+        self,
+        watcher: Watcher,
+        before: _Before,
+        started: datetime,
+        recording: Recording | None = None,
+        *,
+        conditional: bool = True,
+        replay: bool = False,
+    ) -> _Looked:
+        """Call the script and diff what it lists. Writes nothing."""
+        memory = before.memory
+        described = await self._scripts.describe(watcher.script)
+        label = diff.effective(watcher, described.label)
+        fingerprint = _fingerprint(watcher, label)
+        whole = not replay and label.style == "listing" and self._sweep_is_due(watcher.name, started)
+        host = _Host(
+            self._fetcher, self._resolver, self._db, watcher, label, memory,
+            self._validators(watcher, memory, fingerprint, whole) if conditional else {},
+            whole, recording, replay,
+        )  # fmt: skip
+        call = Call(
+            script=watcher.script,
+            args=await self._resolver.value(dict(watcher.args)),
+            state=memory.state,
+            state_path=f"f/watchers/{watcher.name}",
+            timeout=watcher.timeout,
+            memory_limit=watcher.memory_limit,
+            key=watcher.key,
+            cursor=watcher.cursor if label.style == "cursor" else None,
+            since=diff.floor(label, memory),
+            workspace=self._config().workspace,
+        )
+        listing = await self._scripts.call(call, host)
+        failpoint("after_fetch")
+        listing = replace(listing, validators=host.validators)
+        if whole and not listing.unchanged:
+            self._swept[watcher.name] = started
+        known, found_before = await self._known(watcher, label, memory, listing, before, recording, replay)
+        rewound = memory.version > 0 and (
+            bool(memory.policy.get("rewound")) or memory.policy.get("at", memory.version) != memory.version
+        )
+
+        def decide() -> tuple[Diff, tuple[NewItem, ...], list[Decision]]:
+            try:
+                proposed = diff.compare(
+                    watcher, described.label, memory, listing, known, started, past=found_before, rewound=rewound
+                )
+                return proposed, *self._items(watcher, proposed.finds, before, started)
+            except RecursionError as error:
+                raise TriggerError("an item is nested too deeply", kind="junk") from error
+
+        proposed, items, filtered = await (asyncio.to_thread(decide) if len(listing.entries) > _LARGE else _now(decide))
+        proposed = await self._remembered(watcher, before, proposed, fingerprint, replay)
+        failpoint("after_diff")
+        plan = self._plan(watcher, before, listing, proposed, items, filtered, started)
+        return _Looked(before, listing, proposed, plan, started)
+
+    async def _known(
+        self,
+        watcher: Watcher,
+        label: Label,
+        memory: Memory,
+        listing: Listing,
+        before: _Before,
+        recording: Recording | None,
+        replay: bool,
+    ) -> tuple[Mapping[bytes, Seen], Mapping[bytes, Seen]]:
+        """The ledger rows that the diff needs, and what was found before about keys that it no longer holds."""
+        if replay and recording is not None:
+            return recording.known, {}
+        if listing.unchanged:
+            return {}, {}
+        hashes = diff.hashes(watcher, label, memory, listing)
+        found_before: Mapping[bytes, Seen] = {}
+        async with self._db.read() as tx:
+            known = await seen.probe(tx, watcher.name, hashes)
+            if "removed" in label.on and label.style == "listing" and listing.complete and memory.version:
+                known = {**await seen.present(tx, watcher.name), **known}
+            if watcher.forget_after or memory.policy.get("reset") or (not memory.version and before.newest):
+                found_before = await past.latest(tx, watcher.name, [h for h in hashes if h not in known])
+        if recording is not None:
+            recording.known = dict(known)
+        return known, found_before
+
+    async def _remembered(
+        self, watcher: Watcher, before: _Before, proposed: Diff, fingerprint: str, replay: bool
+    ) -> Diff:
+        """The diff with what only a run knows: which version it makes, by which script, what was listed today."""
+        touch = proposed.touch
+        if touch and not replay:
+            learnt = {row.key_hash for row in proposed.learn}
+            async with self._db.read() as tx:
+                today = seen.day_of(self._clock())
+                old = await seen.listed_before(tx, watcher.name, [h for h in touch if h not in learnt], today)
+            touch = tuple(h for h in touch if h in old or h in learnt)
+        memory = proposed.memory
+        policy = {**memory.policy, "at": before.newest + 1}
+        if before.newest and not before.memory.version:
+            policy["reset"] = True
+        return replace(proposed, touch=touch, memory=replace(memory, script=fingerprint, policy=policy))
+
+    def _plan(
+        self,
+        watcher: Watcher,
+        before: _Before,
+        listing: Listing,
+        proposed: Diff,
+        items: tuple[NewItem, ...],
+        filtered: list[Decision],
+        started: datetime,
+    ) -> Plan:
+        decisions = (*proposed.decisions, *filtered)
+        record = RunRecord(
+            watcher=watcher.name,
+            outcome="ok",
+            started_at=started,
+            finished_at=self._clock(),
+            counts=Counter(decision.reason for decision in decisions),
+            logs=log.mask(listing.logs),
+            gap=proposed.gap,
+            warnings=proposed.warnings,
+        )
+        proposal = Proposal(
+            watcher=watcher.name,
+            expected=before.memory.version,
+            memory=proposed.memory,
+            items=items,
+            learn=proposed.learn,
+            touch=proposed.touch,
+            run=record,
+            keep_history=watcher.keep_history,
+        )
+        memory = before.memory
+        return Plan(
+            watcher.name, before.epoch, started, proposal, decisions, proposed.quarantine, memory.state, memory.cursor
+        )
+
+    # --- items and deliveries
+
+    def _items(
+        self, watcher: Watcher, finds: Sequence[Find], before: _Before, now: datetime
+    ) -> tuple[tuple[NewItem, ...], list[Decision]]:
+        """Items with what is owed of them; above ``max_items`` a delivery is due later, interval by interval."""
+        flows = self._config().flows
+        interval = _interval(watcher, now)
+        filtered: list[Decision] = []
+        items = []
+        for number, find in enumerate(finds):
+            due_at = now + number // watcher.max_items * interval
+            item = ids.item_id(
+                before.epoch, before.status.origin, find.key_hash, find.revision, find.content, find.change
+            )
+            deliveries, notes = [], []
+            for name in watcher.flows:
+                flow = flows.get(name)
+                if flow is not None and not flow.enabled:
+                    notes.append(f"disabled: {name}")
+                    continue
+                dead = ""
+                try:
+                    if flow is not None and not shape.accepts(flow, find, watcher.name):
+                        notes.append(f"filtered: {name}")
+                        filtered.append(Decision(find.key, "filtered", name))
+                        continue
+                except DeliveryError as error:
+                    dead = log.mask(str(error))
+                lane = ids.lane(flow.order if flow else "key", before.status.origin, find.key_hash, item)
+                deliveries.append(NewDelivery(ids.delivery_id(item, name), name, lane, due_at, dead))
+            items.append(
+                NewItem(
+                    item, find.key, find.key_hash, find.change, find.revision, find.content, _payload(find),
+                    tuple(deliveries), ", ".join(notes),
+                )
+            )  # fmt: skip
+        return tuple(items), filtered
+
+    # --- how it ends
+
+    async def _commit(self, looked: _Looked, tick_at: datetime | None) -> RunRecord:
+        plan = looked.plan
+        record = replace(plan.proposal.run, tick_at=tick_at, finished_at=self._clock())
+        return await self._write(replace(plan.proposal, run=record), recovered=looked.before.status.failures > 0)
+
+    async def _apply(self, plan: Plan, outcome: Outcome) -> RunRecord:
+        self._watcher(plan.watcher)
+        now = self._clock()
+        record = replace(plan.proposal.run, outcome=outcome, finished_at=now)
+        async with self._db.read() as tx:
+            status = await watchers.get(tx, plan.watcher)
+            if await meta.epoch(tx) != plan.epoch:
+                error = "the database was restored from a backup since this plan was made: make a new one"
+                return replace(record, outcome="conflict", error=error)
+        return await self._write(replace(plan.proposal, run=record), recovered=status.failures > 0)
+
+    async def _write(self, proposal: Proposal, *, recovered: bool) -> RunRecord:
+        """The one transaction. What quiet runs left goes along with it."""
+        name, record = proposal.watcher, proposal.run
+        failpoint("before_begin")
+        done, _ = await asyncio.gather(
+            self._db.write(lambda tx: runs.commit(tx, proposal)), self.flush(), return_exceptions=True
+        )
+        if isinstance(done, Conflict):
+            lost = replace(record, outcome="conflict", error=str(done), counts={})
+            await self._db.write(lambda tx: runs.record(tx, lost))
+            _log.warning("run.conflict", watcher=name, error=str(done))
+            return lost
+        if isinstance(done, BaseException):
+            raise done
+        failpoint("after_commit")
+        self._recent.pop(name, None)
+        self._well(name, record.finished_at, recovered)
+        for item in proposal.items:
+            metrics.items.labels(name, item.change).inc()
+        self._committed({d.flow for item in proposal.items for d in item.deliveries})
+        _log.info(
+            "run.committed", watcher=name, outcome=record.outcome, run=done.run_id, items=done.items,
+            deliveries=done.deliveries, **{k: v for k, v in record.counts.items() if k not in ("seen", "new")},
+        )  # fmt: skip
+        if record.gap:
+            _log.warning("run.gap", watcher=name, gap=record.gap)
+        return record
+
+    async def _be_quiet(self, looked: _Looked, tick_at: datetime | None) -> RunRecord:
+        """Nothing new: nothing is written, but the validators make the next answer shorter."""
+        name, now = looked.plan.watcher, self._clock()
+        memory, status = looked.diff.memory, looked.before.status
+        if not looked.listing.unchanged or looked.listing.validators:
+            self._recent[name] = _Recent(looked.before.memory.version, memory.script, looked.listing.validators)
+        recovered = status.failures > 0
+        self._note(name, Quiet(now, now, tick_at, quiet_runs=1, recovered=recovered))
+        self._well(name, now, recovered)
+        if recovered:
+            await self.flush()
+        _log.debug("run.quiet", watcher=name, unchanged=looked.listing.unchanged)
+        return replace(looked.plan.proposal.run, outcome="quiet", tick_at=tick_at, finished_at=now)
+
+    def _well(self, name: str, at: datetime, recovered: bool) -> None:
+        metrics.last_success.labels(name).set(at.timestamp())
+        metrics.failing.labels(name).set(0)
+        if recovered:
+            _log.info("watcher.recovered", watcher=name)
+
+    async def _fail(
+        self, watcher: Watcher, status: WatcherStatus, error: WatcherError, started: datetime, tick_at: datetime | None
+    ) -> RunRecord:
+        """Note the failure; the state stays as it was."""
+        name, now = watcher.name, self._clock()
+        trigger = error if isinstance(error, TriggerError) else TriggerError(str(error), kind="arguments")
+        record = RunRecord(
+            watcher=name,
+            outcome="failed",
+            started_at=started,
+            finished_at=now,
+            tick_at=tick_at,
+            error_kind=trigger.kind,
+            error=log.mask(str(trigger)),
+            detail=log.mask(trigger.detail),
+        )
+        backoff_until = _backoff(_interval(watcher, now), status.failures + 1, trigger.retry_after, now)
+
+        async def note(tx: Any) -> int:
+            await runs.record(tx, record)
+            return await watchers.failed(tx, name, record.error, backoff_until, now)
+
+        failures = await self._db.write(note)
+        metrics.failing.labels(name).set(failures)
+        told = _log.error if failures == 1 else _log.warning
+        told(
+            "watcher.failing" if failures == 1 else "run.failed", watcher=name, kind=record.error_kind,
+            error=record.error, failures=failures, again_at=_written(backoff_until) if backoff_until else None,
+        )  # fmt: skip
+        return record
+
+    async def _quarantine(self, looked: _Looked, tick_at: datetime | None) -> RunRecord:
+        """Keep the plan, and let nobody but a human commit it."""
+        plan = looked.plan
+        packed = await asyncio.to_thread(plan.pack)
+        reason = plan.quarantine
+        record = replace(
+            plan.proposal.run, outcome="quarantined", tick_at=tick_at, error=reason, plan=packed,
+            finished_at=self._clock(),
+        )  # fmt: skip
+        await self._hold_back(record, with_plan=True)
+        return replace(record, plan=b"")
+
+    async def _quarantine_damaged(
+        self, watcher: Watcher, error: Damaged, started: datetime, tick_at: datetime | None
+    ) -> RunRecord:
+        """What was read is not what was written: nothing may be compared with it."""
+        now = self._clock()
+        record = RunRecord(watcher.name, "quarantined", started, now, tick_at, error_kind="damaged", error=str(error))
+        await self._hold_back(record, with_plan=False)
+        return record
+
+    async def _hold_back(self, record: RunRecord, *, with_plan: bool) -> None:
+        async def write(tx: Any) -> None:
+            number = await runs.record(tx, record)
+            await watchers.quarantine(
+                tx, record.watcher, record.error, number if with_plan else None, record.finished_at
+            )
+
+        await self._db.write(write)
+        _log.error("watcher.quarantined", watcher=record.watcher, reason=record.error)
+
+    # --- small things
+
+    def _watcher(self, name: str) -> Watcher:
+        watcher = self._config().watchers.get(name)
+        if watcher is None:
+            raise WatcherError(f"no such watcher: {name}: is it in the configuration?")
+        return watcher
+
+    def _note(self, name: str, left: Quiet) -> None:
+        self.quiet[name] = _both(self.quiet.get(name, Quiet()), left)
+
+    def _warn(self, name: str, warnings: tuple[str, ...]) -> None:
+        """Say each warning when it first comes up, and not at every run."""
+        if warnings and self._warned.get(name) != warnings:
+            _log.warning("run.warnings", watcher=name, warnings=list(warnings))
+        self._warned[name] = warnings
+
+    def _sweep_is_due(self, name: str, now: datetime) -> bool:
+        """Without a cursor nobody knows whether a source lists the newest first: now and then all pages are read."""
+        last = self._swept.get(name)
+        return last is None or abs(now - last) >= _SWEEP
+
+    def _validators(
+        self, watcher: Watcher, memory: Memory, fingerprint: str, whole: bool
+    ) -> Mapping[str, Mapping[str, str]]:
+        """What lets the source answer "unchanged": only what the same script saw with the same arguments, and only
+        after a success, because else the answer would hide what was never committed."""
+        if whole and watcher.forget_after:
+            return {}  # an "unchanged" would not say which keys are still listed
+        recent = self._recent.get(watcher.name)
+        if recent and recent.version == memory.version and recent.script == fingerprint:
+            return recent.validators
+        return memory.validators if memory.version and memory.script == fingerprint else {}
+
+
+async def _now(work: Callable[[], Any]) -> Any:
+    return work()
+
+
+def _why_not(status: WatcherStatus, now: datetime, tick_at: datetime | None) -> str:
+    """Why a tick leads to no run; a run by hand is never refused for these."""
+    if tick_at is None:
+        return ""
+    if status.paused_at is not None:
+        return f"paused: {status.pause_reason}" if status.pause_reason else "paused"
+    if status.backoff_until is not None and now < status.backoff_until:
+        return f"failed {status.failures} times: tried again from {_written(status.backoff_until)} on"
+    return ""
+
+
+def _fingerprint(watcher: Watcher, label: Label) -> str:
+    """Of what decides how a source is read: the script's text, its arguments, the label in force."""
+    try:
+        text = watcher.script.read_bytes()
+    except OSError as error:
+        raise TriggerError(f"{watcher.script}: cannot read the script: {error.strerror}", kind="missing") from error
+    rest = [label.style, label.key, label.cursor, label.lookback, list(label.on), dict(watcher.args)]
+    return hashlib.blake2b(text + b"\0" + ids.canonical(rest), digest_size=16).hexdigest()
+
+
+def _payload(find: Find) -> bytes:
+    return _dump({"item": find.item, **_optional("previous", find.previous), **_optional("patch", find.patch)})
+
+
+def _interval(watcher: Watcher, now: datetime) -> timedelta:
+    """How far apart two runs are."""
+    if watcher.every is not None:
+        return watcher.every
+    if watcher.cron is None:
+        return _NO_SCHEDULE
+    zone = ZoneInfo(watcher.timezone)
+    times: Iterator[datetime] = CronSim(_ALIASES.get(watcher.cron, watcher.cron), now.astimezone(zone))
+    first, second = next(times, None), next(times, None)
+    return second.astimezone(UTC) - first.astimezone(UTC) if first and second else _NO_SCHEDULE
+
+
+_ALIASES = {
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+    "@monthly": "0 0 1 * *",
+    "@weekly": "0 0 * * 0",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@hourly": "0 * * * *",
+}
+
+
+def _backoff(interval: timedelta, failures: int, retry_after: float | None, now: datetime) -> datetime | None:
+    """When a failing watcher may be tried again: the interval, doubled with each failure, up to an hour.
+
+    Half an interval is taken off, so that the tick at which it is due is not missed by a hair.
+    """
+    until = None
+    if failures > 1 and interval < _LONGEST_BACKOFF:
+        until = now + min(interval * 2.0 ** min(failures - 1, 30), _LONGEST_BACKOFF) - interval / 2
+    if retry_after is not None and retry_after > 0:
+        asked = now + min(timedelta(seconds=retry_after), _LONGEST_WAIT)
+        until = asked if until is None else max(until, asked)
+    return until
+
+
+def _both(one: Quiet, other: Quiet) -> Quiet:
+    return Quiet(
+        checked_at=_later(one.checked_at, other.checked_at),
+        success_at=_later(one.success_at, other.success_at),
+        tick_at=_later(one.tick_at, other.tick_at),
+        quiet_runs=one.quiet_runs + other.quiet_runs,
+        skipped=one.skipped + other.skipped,
+        missed=one.missed + other.missed,
+        recovered=one.recovered or other.recovered,
+    )
+
+
+def _later(one: datetime | None, other: datetime | None) -> datetime | None:
+    return max(one, other) if one and other else one or other
