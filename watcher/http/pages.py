@@ -20,7 +20,10 @@ from watcher.context import current
 from watcher.http import paging
 from watcher.http.reach import ask
 
+__all__ = ["cursor", "link", "listed", "numbered", "offset"]
+
 P = ParamSpec("P")
+listed = paging.listed
 
 
 def _asking(steps: Callable[P, paging.Steps]) -> Callable[P, AsyncIterator[paging.Page]]:

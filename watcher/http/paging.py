@@ -50,17 +50,7 @@ class _Walk:
         return answer
 
     def list(self, answer: Response) -> Page:
-        """The items of an answer."""
-        value = answer.json()
-        found = search(self.items, value) if self.items is not None else value
-        if not isinstance(found, list):
-            where = f"at {self.items!r}" if isinstance(self.items, str) else "where they should be"
-            raise TriggerError(
-                f"{redacted(answer.url)}: there is no list of items {where}, but {_kind(found)}: check `items`",
-                kind="junk",
-                detail=answer.text[:2000],
-            )
-        return found
+        return listed(answer, self.items)
 
     def name(self, item: Json) -> str:
         """What tells an item from another while pages are compared."""
@@ -268,6 +258,20 @@ def _slid(walk: _Walk, before: Sequence[tuple[str, Params | None]]) -> Generator
         if known or not found:
             break
     return slid
+
+
+def listed(answer: Response, items: Pick = None) -> Page:
+    """The list of items in an answer. TriggerError (kind ``junk``) for anything else: it is no empty list."""
+    value = answer.json()
+    found = search(items, value)
+    if isinstance(found, list):
+        return found
+    where = f"at {items!r}" if isinstance(items, str) else "where they should be"
+    raise TriggerError(
+        f"{redacted(answer.url)}: there is no list of items {where}, but {_kind(found)}: check `items`",
+        kind="junk",
+        detail=answer.text[:2000],
+    )
 
 
 def search(pick: Pick, value: Json) -> Any:
