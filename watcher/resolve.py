@@ -202,7 +202,7 @@ class Resolver:
         config = self._config()
         base = config.file.parent if config.file else Path.cwd()
         try:
-            raw = await asyncio.to_thread(_read, base / Path(name).expanduser())
+            raw = await asyncio.to_thread(_read, base, name)
             value = raw.decode()
         except (OSError, ValueError) as error:
             raise ResolveError(f"$file:{name}: {getattr(error, 'strerror', None) or error}") from error
@@ -211,7 +211,8 @@ class Resolver:
         return value.removesuffix("\n")
 
 
-def _read(file: Path) -> bytes:
+def _read(base: Path, name: str) -> bytes:
+    file = base / Path(name).expanduser()
     if not file.is_file():
         raise ValueError("there is no such file" if not file.exists() else "is not a regular file")
     with file.open("rb") as stream:

@@ -210,7 +210,7 @@ class Builder:
             self.wrong((*loc, *where), said if hint else message, f"did you mean {hint}" if hint else "")
         for index, secret in enumerate(built.secrets):
             self._signing_secret((*loc, "secret"), index, secret)
-        if table.timeout + LEASE_MARGIN > settings.delivery.lease:
+        if table.steps is None and table.timeout + LEASE_MARGIN > settings.delivery.lease:
             least = units.show_duration(table.timeout + LEASE_MARGIN)
             self.wrong(
                 (*loc, "timeout") if "timeout" in table.model_fields_set else ("delivery", "lease"),

@@ -277,9 +277,9 @@ class Flow(Table):
     filter: str | None = Field(default=None, min_length=1, max_length=10_000)
     """A sandboxed expression over `item`, `key`, `change`, `previous` and `watcher`; what is not true is not sent."""
     timeout: Duration = Field(
-        default=_of(values.Flow, "timeout"), ge=timedelta(milliseconds=100), le=timedelta(minutes=50)
+        default=_of(values.Flow, "timeout"), ge=timedelta(milliseconds=100), le=timedelta(days=1)
     )  # fmt: skip
-    """Total time for one attempt."""
+    """Total time for one attempt. Of a local flow: for each step, ten minutes when this is left out."""
     at_once: int = Field(default=_of(values.Flow, "at_once"), ge=1, le=10_000)
     """Requests in flight to this flow."""
     rate: Rate | None = None
