@@ -11,8 +11,12 @@ from typing import Any
 from watcher.errors import TriggerError
 from watcher.values import UNSET, Json
 
+MODELS = 64  # kept between runs: making one costs a hundred times what using it does
+STANDARD = {"builtins", "typing", "types", "datetime", "decimal", "uuid", "pathlib", "collections.abc"}
 SINCE = "since"  # the engine's own argument: the furthest point reached
 _VARIABLE = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+_models: dict[str, Any] = {}  # by the script's text
 
 
 class Arguments:
@@ -34,19 +38,27 @@ class Arguments:
     def model(self) -> Any:
         """A pydantic model whose fields are ``p0``, ``p1``…, since any name is fine for a parameter."""
         if self._model is None:
-            import pydantic
-
-            hints = _hints(self._main)
-            kinds = _resource_kinds(self._source)
-            fields: dict[str, Any] = {}
-            for index, name in enumerate(self.names):
-                default = self._parameters[name].default
-                more: Any = {"json_schema_extra": {"format": f"resource-{kinds[name]}"}} if name in kinds else {}
-                default = ... if default is inspect.Parameter.empty else default
-                fields[f"p{index}"] = (hints.get(name, Any), pydantic.Field(default, alias=name, **more))
-            config = pydantic.ConfigDict(extra="ignore" if self.open else "forbid", arbitrary_types_allowed=True)
-            self._model = pydantic.create_model("Arguments", __config__=config, **fields)
+            self._model = _models.get(self._source) or self._build()
         return self._model
+
+    def _build(self) -> Any:
+        import pydantic
+
+        hints = _hints(self._main)
+        kinds = _resource_kinds(self._source)
+        fields: dict[str, Any] = {}
+        for index, name in enumerate(self.names):
+            default = self._parameters[name].default
+            more: Any = {"json_schema_extra": {"format": f"resource-{kinds[name]}"}} if name in kinds else {}
+            default = ... if default is inspect.Parameter.empty else default
+            fields[f"p{index}"] = (hints.get(name, Any), pydantic.Field(default, alias=name, **more))
+        config = pydantic.ConfigDict(extra="ignore" if self.open else "forbid", arbitrary_types_allowed=True)
+        model = pydantic.create_model("Arguments", __config__=config, **fields)
+        if self._source and all(map(_is_everywhere_the_same, hints.values())):
+            if len(_models) >= MODELS:
+                _models.clear()
+            _models[self._source] = model
+        return model
 
     def schema(self) -> dict[str, Json]:
         """The JSON Schema of the arguments, as an object."""
@@ -93,6 +105,14 @@ class Arguments:
             ) from None
         # What was not given is left to main's own default.
         return {name: getattr(model, f"p{i}") for i, name in enumerate(self.names) if name in given}
+
+
+def _is_everywhere_the_same(hint: Any) -> bool:
+    """Whether a type belongs to the standard library, and not to one run's namespace of a script."""
+    parts = typing.get_args(hint)
+    if parts:
+        return all(map(_is_everywhere_the_same, parts))
+    return not callable(hint) or getattr(hint, "__module__", "") in STANDARD
 
 
 def _hints(main: Callable[..., Any]) -> dict[str, Any]:

@@ -88,8 +88,8 @@ def picker(pick: Picker, what: str) -> Callable[[Any], Any] | None:
         return pick
     if pick.isidentifier() and pick.isascii():  # the common case, without JMESPath's cost
         return lambda item: item.get(pick) if isinstance(item, dict) else None
-    import jmespath  # type: ignore[import-untyped]
-    from jmespath.exceptions import JMESPathError  # type: ignore[import-untyped]
+    import jmespath
+    from jmespath.exceptions import JMESPathError
 
     try:
         search = jmespath.compile(pick).search

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from typing import Any
 
 from watcher.errors import TriggerError
 from watcher.scripts import frames
+from watcher.scripts.warden import descendants
 
 LOGS = 64 * 1024  # bytes of a run's output that are kept: the end of it
 START = 30.0  # seconds that a worker may take to start on a busy machine
@@ -155,7 +157,9 @@ class Process:
                 how = (await loop.sock_recv(self._control, 64)).decode("ascii", "replace")
                 await _gone(self.pid)
         except (TimeoutError, OSError):
-            self._popen.kill()  # the script killed or stopped its own warden
+            for pid in (*descendants(self.pid), self.pid):  # the script stopped its own warden
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
             await _gone(self.pid)
         order.cancel()
         self._popen.wait()

@@ -92,7 +92,7 @@ class Python:
                     f"{call.script.name} did not finish within {seconds:g} s and was stopped: "
                     "give it a longer timeout, or less to do",
                     kind="timeout",
-                    detail=process.logs()[-8192:],
+                    logs=process.logs(),
                 ) from None
             except Died as died:
                 logs = process.logs()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
-import resource
 import select
 import signal
 import socket
@@ -110,13 +109,12 @@ def _broken(root: int, memory: int) -> str:
 
 
 def _own_memory(pid: int) -> int:
-    """Bytes that a process does not share with files. What a fork shares with its parent counts for both."""
+    """Bytes of a process; of what it shares with others its part, so that a fork is not counted twice."""
     try:
-        with open(f"/proc/{pid}/statm", "rb") as statm:
-            _, resident, shared, *_ = map(int, statm.read().split())
+        with open(f"/proc/{pid}/smaps_rollup", "rb") as smaps:
+            return sum(int(line.split()[1]) * 1024 for line in smaps if line.startswith(b"Pss:"))
     except (OSError, ValueError):
-        return 0
-    return (resident - shared) * resource.getpagesize()
+        return 0  # it ended meanwhile
 
 
 def descendants(root: int) -> set[int]:
