@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import json
 import os
 import time
-import zlib
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,28 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim
 
 from watcher import diff, ids, log, metrics
-from watcher.errors import Conflict, Damaged, DeliveryError, StoreError, TriggerError, WatcherError
+from watcher.diff.plan import Plan, dump, optional, written
+from watcher.diff.recording import Recording
+from watcher.errors import (
+    Conflict,
+    Damaged,
+    DeliveryError,
+    ResolveError,
+    SecretError,
+    StoreError,
+    TriggerError,
+    WatcherError,
+)
 from watcher.failpoint import failpoint
 from watcher.flows import shape
-from watcher.http import FetchOptions, redacted
-from watcher.http.fetcher import Fetcher, name_of
+from watcher.http import FetchOptions
+from watcher.http.fetcher import Fetcher
 from watcher.resolve import Resolver
 from watcher.scripts import Call, Scripts
 from watcher.store import meta, past, runs, seen, states, watchers
 from watcher.store.db import Database
 from watcher.store.watchers import Quiet, WatcherStatus
 from watcher.values import (
-    UNSET,
     Config,
     Decision,
     Diff,
@@ -52,6 +61,8 @@ from watcher.values import (
     Watcher,
 )
 
+__all__ = ["Plan", "Runner"]
+
 _log = log.get("run")
 
 _LONGEST_BACKOFF = timedelta(hours=1)
@@ -60,270 +71,6 @@ _NO_SCHEDULE = timedelta(minutes=5)  # what counts as the interval of a watcher 
 _SWEEP = timedelta(hours=1)
 _LARGE = 1000  # entries; from here on the diff is worked out beside the loop, so that no other tick is late
 _SMALL_PAGE = 10  # pages of fewer entries are looked at together
-_LARGEST_RECORDING = 256 * 1024 * 1024  # bytes
-_PLAN_FORMAT = 1
-_RECORDING_FORMAT = 1
-
-
-# --- plans ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a run would commit, and why: everything that was decided, ready to be shown, kept and applied as it is."""
-
-    watcher: str
-    epoch: str
-    made_at: datetime
-    proposal: Proposal
-    decisions: tuple[Decision, ...] = ()
-    quarantine: str = ""  # why it was not simply committed
-    state: Json = UNSET  # before the run
-    cursor: Json = None  # before the run
-
-    def to_json(self) -> dict[str, Json]:
-        """As a JSON object: first what a reader wants to see, then what applying it needs."""
-        p = self.proposal
-        return {
-            "format": _PLAN_FORMAT,
-            "watcher": self.watcher,
-            "made_at": _written(self.made_at),
-            "counts": dict(p.run.counts),
-            "gap": p.run.gap,
-            "quarantine": self.quarantine,
-            "warnings": list(p.run.warnings),
-            "decisions": [asdict(decision) for decision in self.decisions],
-            "items": [_item_to_json(item) for item in p.items],
-            "state": {
-                "before": {"version": p.expected, **_optional("state", self.state), "cursor": self.cursor},
-                "after": {**_optional("state", p.memory.state), "cursor": p.memory.cursor},
-            },
-            "commit": {
-                "epoch": self.epoch,
-                "expected": p.expected,
-                "keep_history": p.keep_history,
-                "memory": _memory_to_json(p.memory),
-                "learn": [_seen_to_json(row) for row in p.learn],
-                "touch": [key.hex() for key in p.touch],
-                "run": {
-                    "started_at": _written(p.run.started_at),
-                    "finished_at": _written(p.run.finished_at),
-                    "logs": p.run.logs,
-                },
-            },
-        }
-
-    @classmethod
-    def from_json(cls, data: Json) -> Plan:
-        """The reverse of `to_json`. Raises KeyError, TypeError or ValueError when it is no plan."""
-        if data["format"] != _PLAN_FORMAT:
-            raise ValueError(f"a plan of format {data['format']}, and this program reads format {_PLAN_FORMAT}")
-        commit = data["commit"]
-        record = RunRecord(
-            watcher=data["watcher"],
-            outcome="ok",
-            started_at=_read(commit["run"]["started_at"]),
-            finished_at=_read(commit["run"]["finished_at"]),
-            counts=data["counts"],
-            logs=commit["run"]["logs"],
-            gap=data["gap"],
-            warnings=tuple(data["warnings"]),
-        )
-        proposal = Proposal(
-            watcher=data["watcher"],
-            expected=commit["expected"],
-            memory=_memory_from_json(commit["memory"]),
-            items=[_item_from_json(item) for item in data["items"]],
-            learn=[_seen_from_json(row) for row in commit["learn"]],
-            touch=[bytes.fromhex(key) for key in commit["touch"]],
-            run=record,
-            keep_history=commit["keep_history"],
-        )
-        before = data["state"]["before"]
-        return cls(
-            watcher=data["watcher"],
-            epoch=commit["epoch"],
-            made_at=_read(data["made_at"]),
-            proposal=proposal,
-            decisions=tuple(Decision(**decision) for decision in data["decisions"]),
-            quarantine=data["quarantine"],
-            state=before.get("state", UNSET),
-            cursor=before["cursor"],
-        )
-
-    def pack(self) -> bytes:
-        """As it is stored with a quarantined run."""
-        return zlib.compress(_dump(self.to_json()), 1)
-
-    @classmethod
-    def unpack(cls, packed: bytes) -> Plan:
-        """The reverse of `pack`. Raises Damaged."""
-        try:
-            return cls.from_json(json.loads(zlib.decompress(packed)))
-        except (zlib.error, KeyError, TypeError, ValueError) as error:
-            raise Damaged("the stored plan cannot be read: `watcher resume` drops it and looks again") from error
-
-
-def _dump(value: Json) -> bytes:
-    """JSON in UTF-8. Half a surrogate pair, which UTF-8 has no bytes for, is written as JSON's own escape."""
-    try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
-    except UnicodeEncodeError:
-        return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
-
-
-def _written(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat().replace("+00:00", "Z")
-
-
-def _read(text: str) -> datetime:
-    at = datetime.fromisoformat(text)
-    if at.tzinfo is None:
-        raise ValueError(f"an instant without a time zone: {text}")
-    return at.astimezone(UTC)
-
-
-def _optional(name: str, value: Json) -> dict[str, Json]:
-    return {} if value is UNSET else {name: value}
-
-
-def _item_to_json(item: NewItem) -> dict[str, Json]:
-    return {
-        "id": item.id,
-        "key": item.key,
-        "change": item.change,
-        "revision": item.revision,
-        "content": item.content.hex(),
-        "note": item.note,
-        "payload": json.loads(item.payload),
-        "deliveries": [
-            {"id": d.id, "flow": d.flow, "lane": d.lane.hex(), "due_at": _written(d.due_at), "dead": d.dead}
-            for d in item.deliveries
-        ],
-    }
-
-
-def _item_from_json(data: Json) -> NewItem:
-    return NewItem(
-        id=data["id"],
-        key=data["key"],
-        key_hash=ids.key_hash(data["key"]),
-        change=data["change"],
-        revision=data["revision"],
-        content=bytes.fromhex(data["content"]),
-        payload=_dump(data["payload"]),
-        deliveries=tuple(
-            NewDelivery(d["id"], d["flow"], bytes.fromhex(d["lane"]), _read(d["due_at"]), d["dead"])
-            for d in data["deliveries"]
-        ),
-        note=data["note"],
-    )
-
-
-def _memory_to_json(memory: Memory) -> dict[str, Json]:
-    values = {name: getattr(memory, name) for name in Memory.__dataclass_fields__ if name != "state"}
-    return {**values, **_optional("state", memory.state)}
-
-
-def _memory_from_json(data: Json) -> Memory:
-    return Memory(**data)
-
-
-def _seen_to_json(row: Seen) -> dict[str, Json]:
-    hashed = {"key_hash": row.key_hash.hex(), "content": row.content.hex()}
-    return {**hashed, "revision": row.revision, "present": row.present, "key": row.key, **_optional("value", row.value)}
-
-
-def _seen_from_json(data: Json) -> Seen:
-    hashed = {name: bytes.fromhex(data[name]) for name in ("key_hash", "content")}
-    return Seen(**{**data, **hashed})
-
-
-# --- recordings -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Recording:
-    """What one run was answered, and what was remembered before it: enough to run it again without the network."""
-
-    watcher: str
-    made_at: datetime
-    memory: Memory
-    known: dict[bytes, Seen] = field(default_factory=dict)
-    answers: dict[str, list[Response]] = field(default_factory=lambda: defaultdict(list))  # by name of the request
-    size: int = 0
-
-    def add(self, request: Request, response: Response) -> None:
-        self.size += len(response.body)
-        if self.size > _LARGEST_RECORDING:
-            raise TriggerError(
-                f"the answers are larger than a recording may be ({_LARGEST_RECORDING:,} bytes)", kind="too_large"
-            )
-        self.answers[name_of(request)].append(response)
-
-    def answer(self, request: Request) -> Response:
-        """The recorded answer; of several to one request each once, and then the last."""
-        answers = self.answers.get(name_of(request))
-        if not answers:
-            raise TriggerError(
-                f"the recording holds no answer to {request.method} {redacted(request.url)}: "
-                f"`watcher plan {self.watcher} --record FILE` makes a new one",
-                kind="missing",
-            )
-        return answers.pop(0) if len(answers) > 1 else answers[0]
-
-    def write(self, file: Path) -> None:
-        """Write it, readable by this user alone. Raises StoreError."""
-        text = _dump(
-            {
-                "format": _RECORDING_FORMAT,
-                "watcher": self.watcher,
-                "made_at": _written(self.made_at),
-                "memory": _memory_to_json(self.memory),
-                "known": [_seen_to_json(row) for row in self.known.values()],
-                "answers": {name: [_answer_to_json(a) for a in answers] for name, answers in self.answers.items()},
-            }
-        )
-        whole = file.with_name(f"{file.name}.{os.getpid()}.part")
-        try:
-            with os.fdopen(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
-                out.write(text)
-            whole.replace(file)
-        except OSError as error:
-            whole.unlink(missing_ok=True)
-            raise StoreError(f"{file}: cannot write the recording: {error.strerror}") from error
-
-    @classmethod
-    def read(cls, file: Path) -> Recording:
-        """Read one. Raises StoreError when it is none."""
-        try:
-            data = json.loads(file.read_bytes())
-            if data["format"] != _RECORDING_FORMAT:
-                raise ValueError(f"format {data['format']}")
-            known = [_seen_from_json(row) for row in data["known"]]
-            return cls(
-                watcher=data["watcher"],
-                made_at=_read(data["made_at"]),
-                memory=_memory_from_json(data["memory"]),
-                known={row.key_hash: row for row in known},
-                answers={name: [_answer_from_json(a) for a in answers] for name, answers in data["answers"].items()},
-            )
-        except OSError as error:
-            raise StoreError(f"{file}: cannot read the recording: {error.strerror}") from error
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise StoreError(
-                f"{file} is no recording ({error}): `watcher plan NAME --record FILE` makes one"
-            ) from error
-
-
-def _answer_to_json(response: Response) -> dict[str, Json]:
-    headers = {name: value for name, value in response.headers.items() if name != "set-cookie"}
-    body = base64.b64encode(response.body).decode()
-    return {"status": response.status, "headers": headers, "body": body, "url": redacted(response.url)}
-
-
-def _answer_from_json(data: Json) -> Response:
-    return Response(data["status"], data["headers"], base64.b64decode(data["body"]), data["url"])
 
 
 # --- what a script may ask during a run -------------------------------------------------------------------------------
@@ -357,10 +104,12 @@ class _Host:
         return response
 
     async def resource(self, path: str) -> Json:
-        return await self.resolver.resource(path)
+        with _as_trigger_error():
+            return await self.resolver.resource(path)
 
     async def variable(self, path: str) -> str:
-        return await self.resolver.variable(path)
+        with _as_trigger_error():
+            return await self.resolver.variable(path)
 
     async def page(self, entries: Sequence[Entry]) -> bool:
         """Whether the next page is wanted."""
@@ -379,6 +128,17 @@ class _Host:
             async with self.db.read() as tx:
                 known = await seen.probe(tx, self.watcher.name, hashes)
         return diff.window(self.label, self.memory, self.recent, known)
+
+
+@contextmanager
+def _as_trigger_error() -> Iterator[None]:
+    """A reference that leads nowhere is the script's trouble, and not the service's."""
+    try:
+        yield
+    except ResolveError as error:
+        raise TriggerError(str(error), kind="missing" if error.missing else "arguments") from error
+    except SecretError as error:
+        raise TriggerError(str(error), kind="arguments") from error
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -463,7 +223,7 @@ class Runner:
         recording = None if record is None else Recording(name, started, before.memory)
         looked = await self._look(watcher, before, started, recording, conditional=False)
         if recording is not None and record is not None:
-            recording.write(record)
+            _keep(recording, record)
         return looked.plan
 
     async def test(self, name: str, recording: Path) -> Plan:
@@ -471,7 +231,7 @@ class Runner:
 
         Raises TriggerError, StoreError.
         """
-        watcher, kept = self._watcher(name), Recording.read(recording)
+        watcher, kept = self._watcher(name), _kept(recording)
         status, epoch = WatcherStatus(id=0, name=name, origin=name), "test"
         before = _Before(status, kept.memory, epoch, kept.memory.version)
         return (await self._look(watcher, before, kept.made_at, kept, conditional=False, replay=True)).plan
@@ -490,7 +250,7 @@ class Runner:
             if status.quarantine_run is None:
                 raise WatcherError(
                     f"watchers.{name} is in quarantine without a plan ({status.quarantine_reason}): "
-                    f"see `watcher state history {name}`, then `watcher state rollback` or `reset`, then `watcher resume`"
+                    f"see `watcher state history {name}`, then `state rollback` or `state reset`, then `resume`"
                 )
             packed = await runs.plan(tx, status.quarantine_run)
         return await self._apply(Plan.unpack(packed), "approved")
@@ -540,7 +300,7 @@ class Runner:
             return await self._fail(watcher, before.status, error, started, tick_at)
         finally:
             if recording is not None and record is not None and recording.answers:
-                recording.write(record)
+                _keep(recording, record)
         self._warn(name, looked.plan.proposal.run.warnings)
         if looked.plan.quarantine:
             return await self._quarantine(looked, tick_at)
@@ -826,7 +586,7 @@ class Runner:
         told = _log.error if failures == 1 else _log.warning
         told(
             "watcher.failing" if failures == 1 else "run.failed", watcher=name, kind=record.error_kind,
-            error=record.error, failures=failures, again_at=_written(backoff_until) if backoff_until else None,
+            error=record.error, failures=failures, again_at=written(backoff_until) if backoff_until else None,
         )  # fmt: skip
         return record
 
@@ -896,6 +656,28 @@ class Runner:
         return memory.validators if memory.version and memory.script == fingerprint else {}
 
 
+def _keep(recording: Recording, file: Path) -> None:
+    """Write a recording, readable by this user alone. Raises StoreError."""
+    whole = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        with os.fdopen(os.open(whole, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
+            out.write(dump(recording.to_json()))
+        whole.replace(file)
+    except OSError as error:
+        whole.unlink(missing_ok=True)
+        raise StoreError(f"{file}: cannot write the recording: {error.strerror}") from error
+
+
+def _kept(file: Path) -> Recording:
+    """Read a recording. Raises StoreError."""
+    try:
+        return Recording.from_json(json.loads(file.read_bytes()))
+    except OSError as error:
+        raise StoreError(f"{file}: cannot read the recording: {error.strerror}") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise StoreError(f"{file} is no recording ({error}): `watcher plan NAME --record FILE` makes one") from error
+
+
 async def _now(work: Callable[[], Any]) -> Any:
     return work()
 
@@ -907,7 +689,7 @@ def _why_not(status: WatcherStatus, now: datetime, tick_at: datetime | None) -> 
     if status.paused_at is not None:
         return f"paused: {status.pause_reason}" if status.pause_reason else "paused"
     if status.backoff_until is not None and now < status.backoff_until:
-        return f"failed {status.failures} times: tried again from {_written(status.backoff_until)} on"
+        return f"failed {status.failures} times: tried again from {written(status.backoff_until)} on"
     return ""
 
 
@@ -922,7 +704,7 @@ def _fingerprint(watcher: Watcher, label: Label) -> str:
 
 
 def _payload(find: Find) -> bytes:
-    return _dump({"item": find.item, **_optional("previous", find.previous), **_optional("patch", find.patch)})
+    return dump({"item": find.item, **optional("previous", find.previous), **optional("patch", find.patch)})
 
 
 def _interval(watcher: Watcher, now: datetime) -> timedelta:
