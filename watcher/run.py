@@ -9,7 +9,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,16 +20,7 @@ from cronsim import CronSim
 from watcher import diff, ids, log, metrics
 from watcher.diff.plan import Plan, dump, optional, written
 from watcher.diff.recording import Recording
-from watcher.errors import (
-    Conflict,
-    Damaged,
-    DeliveryError,
-    ResolveError,
-    SecretError,
-    StoreError,
-    TriggerError,
-    WatcherError,
-)
+from watcher.errors import Conflict, Damaged, DeliveryError, StoreError, TriggerError, WatcherError
 from watcher.failpoint import failpoint
 from watcher.flows import shape
 from watcher.http import FetchOptions
@@ -104,12 +94,10 @@ class _Host:
         return response
 
     async def resource(self, path: str) -> Json:
-        with _as_trigger_error():
-            return await self.resolver.resource(path)
+        return await self.resolver.resource(path)
 
     async def variable(self, path: str) -> str:
-        with _as_trigger_error():
-            return await self.resolver.variable(path)
+        return await self.resolver.variable(path)
 
     async def page(self, entries: Sequence[Entry]) -> bool:
         """Whether the next page is wanted."""
@@ -128,17 +116,6 @@ class _Host:
             async with self.db.read() as tx:
                 known = await seen.probe(tx, self.watcher.name, hashes)
         return diff.window(self.label, self.memory, self.recent, known)
-
-
-@contextmanager
-def _as_trigger_error() -> Iterator[None]:
-    """A reference that leads nowhere is the script's trouble, and not the service's."""
-    try:
-        yield
-    except ResolveError as error:
-        raise TriggerError(str(error), kind="missing" if error.missing else "arguments") from error
-    except SecretError as error:
-        raise TriggerError(str(error), kind="arguments") from error
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
