@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, case, insert, or_, select, update
+from sqlalchemy import Select, case, insert, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from watcher.errors import StoreError
@@ -115,9 +115,8 @@ async def _went_well(tx: AsyncConnection, number: int, record: RunRecord, *, fou
     w = watcher.c
     values: dict[str, Any] = {"checked_at": record.finished_at, "success_at": record.finished_at, **watchers.WELL}
     if record.tick_at is not None:
-        values["tick_at"] = case(
-            (or_(w.tick_at.is_(None), w.tick_at < record.tick_at), record.tick_at), else_=w.tick_at
-        )
+        taken = literal(record.tick_at, w.tick_at.type)  # in a CASE, a bare value would take the driver's own form
+        values["tick_at"] = case((or_(w.tick_at.is_(None), w.tick_at < taken), taken), else_=w.tick_at)
     if found:
         values["found_at"] = record.finished_at
     if record.outcome == "approved":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import bindparam, case, insert, or_, select, update
+from sqlalchemy import bindparam, case, func, insert, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from watcher.errors import StoreError
@@ -144,7 +144,7 @@ async def failed(tx: AsyncConnection, name: str, error: str, backoff_until: date
         .where(watcher.c.name == name)
         .values(
             failures=watcher.c.failures + 1,
-            failing_since=case((watcher.c.failing_since.is_(None), now), else_=watcher.c.failing_since),
+            failing_since=func.coalesce(watcher.c.failing_since, literal(now, watcher.c.failing_since.type)),
             last_error=error,
             backoff_until=backoff_until,
             checked_at=now,
