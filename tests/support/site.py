@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json as json_module
+import ssl
 import threading
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -69,8 +70,9 @@ Reply = Answer | Callable[[Asked], Answer]
 class Site:
     """``async with Site() as site: site.on("/x", json([1]), error(500))``; the last answer of a path repeats."""
 
-    def __init__(self) -> None:
+    def __init__(self, tls: ssl.SSLContext | None = None) -> None:
         self.asked: list[Asked] = []
+        self._tls = tls
         self.at_once = 0  # requests being answered now
         self.most_at_once = 0
         self.connections = 0
@@ -79,7 +81,7 @@ class Site:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def __aenter__(self) -> Site:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 20)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 20, ssl=self._tls)
         return self
 
     async def __aexit__(
@@ -98,7 +100,7 @@ class Site:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self.port}"
 
     def on(self, path: str, *answers: Reply) -> str:
         """Script a path; returns its URL."""
