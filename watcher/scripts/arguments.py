@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -51,9 +52,13 @@ class Arguments:
             default = self._parameters[name].default
             more: Any = {"json_schema_extra": {"format": f"resource-{kinds[name]}"}} if name in kinds else {}
             default = ... if default is inspect.Parameter.empty else default
-            fields[f"p{index}"] = (hints.get(name, Any), pydantic.Field(default, alias=name, **more))
+            fields[f"p{index}"] = (_open(hints.get(name, Any)), pydantic.Field(default, alias=name, **more))
         config = pydantic.ConfigDict(extra="ignore" if self.open else "forbid", arbitrary_types_allowed=True)
-        model = pydantic.create_model("Arguments", __config__=config, **fields)
+        try:
+            model = pydantic.create_model("Arguments", __config__=config, **fields)
+        except Exception as error:  # whatever an annotation of the script's own makes of it
+            said = str(error).partition("\n")[0]
+            raise TriggerError(f"main: an annotation cannot be used: {said}", kind="arguments") from error
         if self._source and all(map(_is_everywhere_the_same, hints.values())):
             if len(_models) >= MODELS:
                 _models.clear()
@@ -105,6 +110,30 @@ class Arguments:
             ) from None
         # What was not given is left to main's own default.
         return {name: getattr(model, f"p{i}") for i, name in enumerate(self.names) if name in given}
+
+
+def _open(hint: Any) -> Any:
+    """The same type, its TypedDicts open to fields that they do not declare, as a resource may well have.
+
+    Before Python 3.12 pydantic takes those of typing_extensions only.
+    """
+    if typing.is_typeddict(hint):
+        import typing_extensions
+
+        fields = {
+            name: _open(kind) if name in hint.__required_keys__ else typing_extensions.NotRequired[_open(kind)]
+            for name, kind in typing.get_type_hints(hint).items()
+        }
+        make: Any = typing_extensions.TypedDict  # mypy takes it with literal names only
+        made = make(hint.__name__, fields)
+        made.__pydantic_config__ = {"extra": "allow"}
+        return made
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return typing.Union[tuple(map(_open, parts))]  # noqa: UP007 -- made from a tuple
+    if origin in (list, dict, tuple, set):
+        return origin[tuple(map(_open, parts))]
+    return hint
 
 
 def _is_everywhere_the_same(hint: Any) -> bool:

@@ -84,9 +84,11 @@ class Python:
             loop = asyncio.get_running_loop()
             watching = loop.call_later(WATCH, process.watch)
             try:
-                async with asyncio.timeout(seconds):
+                async with asyncio.timeout(seconds) as limit:
                     await talk.hold(self._order(op, call))
             except TimeoutError:
+                if not limit.expired():
+                    raise  # the service's own trouble
                 await process.kill()
                 raise TriggerError(
                     f"{call.script.name} did not finish within {seconds:g} s and was stopped: "
