@@ -8,18 +8,26 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 from urllib.parse import quote
 
-from sqlalchemy import Table, event, exc
+from sqlalchemy import Connection, Engine, Table, create_engine, event, exc
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
-from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random, wait_random_exponential
+from tenacity import (
+    AsyncRetrying,
+    Retrying,
+    retry_if_exception,
+    stop_after_attempt,
+    wait_random,
+    wait_random_exponential,
+)
 
 from watcher.errors import Damaged, DatabaseFull, StoreError
 from watcher.failpoint import failpoint
@@ -171,6 +179,12 @@ class _Job:
     alone: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Outcome:
+    result: Any
+    error: Exception | None = None
+
+
 class Database:
     """One open database: any number of readers, and one way to write.
 
@@ -188,11 +202,13 @@ class Database:
         if self.dialect == "sqlite":
             self.path = sqlite_path(url)
             self._where = str(self.path)
-            self._readers = _sqlite_engine(self.path, write=False)
-            self._engine = _sqlite_engine(self.path, write=True)
+            self._readers = _sqlite_readers(self.path)
+            self._writers = _sqlite_writer(self.path)
+            self._writer: Connection | None = None
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="store-writer")  # only it uses the writer
         else:
-            self._readers = self._engine = _postgres_engine(url)
-            self._where = self._engine.url.render_as_string(hide_password=True)
+            self._readers = _postgres_engine(url)
+            self._where = self._readers.url.render_as_string(hide_password=True)
 
     @classmethod
     async def open(cls, url: str, *, read_only: bool = False) -> Database:
@@ -225,7 +241,7 @@ class Database:
         async with self.read() as tx:
             durable = (await tx.exec_driver_sql("SHOW synchronous_commit")).scalar_one()
         if durable == "off":
-            await self._engine.dispose()
+            await self._readers.dispose()
             raise StoreError(
                 f"{self._where}: synchronous_commit is off, so a committed item could be lost: "
                 "ALTER DATABASE … SET synchronous_commit = on"
@@ -235,7 +251,6 @@ class Database:
         """Finish what waits, write the WAL back into the file, close every connection."""
         await self._stop_writer()
         await self._readers.dispose()
-        await self._engine.dispose()
 
     async def _stop_writer(self) -> None:
         if self._task is not None:
@@ -303,14 +318,14 @@ class Database:
                 reraise=True,
             ):
                 with attempt:
-                    async with self._engine.begin() as tx:
+                    async with self._readers.begin() as tx:
                         result = await operation(tx)
         self.commits += 1
         return result
 
     async def _own_the_writer(self) -> None:
         """Take what waits, run it in one transaction, answer; until told to stop."""
-        connection: AsyncConnection | None = None
+        loop = asyncio.get_running_loop()
         stopping = False
         while not stopping:
             jobs: list[_Job] = []
@@ -322,65 +337,62 @@ class Database:
                     break
                 first = self._queue.get_nowait()
             stopping = first is None
+            if jobs:
+                outcomes = await loop.run_in_executor(self._thread, self._commit_together, jobs)
+                for job, outcome in zip(jobs, outcomes, strict=True):
+                    _answer(job, outcome)
+        await loop.run_in_executor(self._thread, self._stop_writing)
+        self._thread.shutdown(wait=False)
+
+    # In the writer's thread. A whole group runs there in one go: handing each statement over and back would cost a
+    # busy event loop more than the database does.
+
+    def _commit_together(self, jobs: list[_Job]) -> list[_Outcome]:
+        if len(jobs) > 1 and not any(job.alone for job in jobs):
             try:
-                if jobs:
-                    connection = connection or await self._engine.connect()
-                    await self._commit_together(connection, jobs)
-            except Exception as error:  # whatever it is, somebody waits for an answer
-                _fail(jobs, error)
-            if connection is not None and connection.invalidated:
-                await connection.close()
-                connection = None
-        if connection is not None:
-            await self._checkpoint(connection)
-            await connection.close()
+                with self._translated(), self._begin() as tx:
+                    results = [_run_here(job.operation, tx) for job in jobs]
+                self.commits += 1
+                return [_Outcome(result) for result in results]
+            except Exception:  # noqa: S110 -- one of them is guilty: alone, only that one fails
+                pass
+        return [self._commit_alone(job) for job in jobs]
 
-    async def _commit_together(self, connection: AsyncConnection, jobs: list[_Job]) -> None:
-        if len(jobs) == 1 or any(job.alone for job in jobs):
-            for job in jobs:
-                await self._commit_alone(connection, job)
-            return
+    def _commit_alone(self, job: _Job) -> _Outcome:
         try:
-            with self._translated():
-                async with self._begin(connection) as tx:
-                    results = [await job.operation(tx) for job in jobs]
-        except Exception:  # one of them is guilty: alone, only that one fails
-            for job in jobs:
-                await self._commit_alone(connection, job)
-            return
+            with self._translated(), self._begin() as tx:
+                result = _run_here(job.operation, tx)
+        except Exception as error:  # whatever it is, somebody waits for an answer
+            return _Outcome(None, error)
         self.commits += 1
-        for job, result in zip(jobs, results, strict=True):
-            if not job.done.done():
-                job.done.set_result(result)
+        return _Outcome(result)
 
-    async def _commit_alone(self, connection: AsyncConnection, job: _Job) -> None:
-        if job.done.done():
-            return
-        try:
-            with self._translated():
-                async with self._begin(connection) as tx:
-                    result = await job.operation(tx)
-        except Exception as error:
-            _fail([job], error)
-            return
-        self.commits += 1
-        if not job.done.done():
-            job.done.set_result(result)
-
-    @asynccontextmanager
-    async def _begin(self, connection: AsyncConnection) -> AsyncIterator[AsyncConnection]:
+    @contextmanager
+    def _begin(self) -> Iterator[Connection]:
         """BEGIN IMMEDIATE … COMMIT, waiting for another program's lock."""
-        async for attempt in AsyncRetrying(
+        if self._writer is None or self._writer.invalidated:
+            self._writer = self._writers.connect()
+        for attempt in Retrying(
             retry=retry_if_exception(_is_locked), stop=stop_after_attempt(4), wait=wait_random(0, 0.3), reraise=True
         ):
             with attempt:
-                transaction = await connection.begin()
+                transaction = self._writer.begin()
         try:
-            yield connection
-            await transaction.commit()
+            yield self._writer
+            transaction.commit()
         except BaseException:
-            await _roll_back(connection)
+            _roll_back(self._writer)
             raise
+
+    def _stop_writing(self) -> None:
+        if self._writer is not None:
+            try:
+                failpoint("mid_checkpoint")
+                cast(Any, self._writer.connection.driver_connection).execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            except (sqlite3.Error, exc.DBAPIError):
+                pass  # the WAL stays beside the file and is read by whoever opens it next
+            self._writer.close()
+        self._writers.dispose()
 
     async def vacuum_into(self, to: Path) -> None:
         """Write a compact copy of a SQLite database into an empty file, beside whatever else goes on."""
@@ -388,14 +400,6 @@ class Database:
             await asyncio.to_thread(_vacuum_into, self.path, to)
         except sqlite3.Error as error:
             raise _sqlite_error(error, self.path) from error
-
-    async def _checkpoint(self, connection: AsyncConnection) -> None:
-        try:
-            raw = await connection.get_raw_connection()
-            cursor = await asyncio.shield(_execute_raw(raw.driver_connection, "PRAGMA wal_checkpoint(TRUNCATE)"))
-            del cursor
-        except (sqlite3.Error, exc.DBAPIError):
-            pass  # the WAL stays beside the file and is read by whoever opens it next
 
 
 def _vacuum_into(path: Path, to: Path) -> None:
@@ -408,60 +412,90 @@ def _vacuum_into(path: Path, to: Path) -> None:
         connection.close()
 
 
-async def _execute_raw(driver: Any, statement: str) -> list[Any]:
-    failpoint("mid_checkpoint")
-    return list(await driver.execute_fetchall(statement))
-
-
 async def _nothing(tx: AsyncConnection) -> None:
     """A transaction that only proves that the database can be written."""
 
 
-async def _roll_back(connection: AsyncConnection) -> None:
+class _Here:
+    """A connection as operations know it, whose statements run at once in this thread: no await of it ever waits."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.dialect = connection.dialect
+
+    async def execute(self, statement: Any, parameters: Any = None) -> Any:
+        return self._connection.execute(statement, parameters)
+
+    async def exec_driver_sql(self, statement: str, parameters: Any = None) -> Any:
+        return self._connection.exec_driver_sql(statement, parameters)
+
+    async def scalar(self, statement: Any, parameters: Any = None) -> Any:
+        return self._connection.scalar(statement, parameters)
+
+    async def run_sync(self, work: Callable[..., T], *arguments: Any) -> T:
+        return work(self._connection, *arguments)
+
+
+def _run_here(operation: Operation[T], connection: Connection) -> T:
+    """Run an operation to its end in this thread. It may await its transaction and nothing else."""
+    steps = operation(cast(AsyncConnection, _Here(connection))).__await__()
     try:
-        await connection.rollback()
+        next(steps)
+    except StopIteration as end:
+        return cast(T, end.value)
+    raise RuntimeError("a write may await its transaction and nothing else: do the rest before or after it")
+
+
+def _roll_back(connection: Connection) -> None:
+    try:
+        connection.rollback()
     except exc.DBAPIError:
-        await connection.invalidate()
+        connection.invalidate()
 
 
-def _fail(jobs: Sequence[_Job], error: Exception) -> None:
-    for job in jobs:
-        if not job.done.done():
-            job.done.set_exception(error)
+def _answer(job: _Job, outcome: _Outcome) -> None:
+    if job.done.done():
+        return
+    if outcome.error is not None:
+        job.done.set_exception(outcome.error)
+    else:
+        job.done.set_result(outcome.result)
 
 
 # --- engines ----------------------------------------------------------------------------------------------------------
 
 
-def _sqlite_engine(path: Path, *, write: bool) -> AsyncEngine:
-    url = URL.create(
-        "sqlite+aiosqlite",
-        database="file:" + quote(str(path)),
-        query={"mode": "rwc" if write else "rw", "uri": "true"},
-    )
-    pool: dict[str, Any] = {"poolclass": NullPool} if write else {"pool_size": 4, "max_overflow": 12}
-    engine = create_async_engine(url, hide_parameters=True, **pool)
-    pragmas = [f"busy_timeout={int(BUSY_SECONDS * 1000)}", "foreign_keys=ON"]
-    if write:
-        # FULL: what was sent must never outlive its commit. Only this connection may checkpoint, because SQLite
-        # before 3.51.3 can corrupt a database when two do (the "WAL-reset" bug).
-        pragmas += ["journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=1000"]
-    else:
-        pragmas += ["query_only=ON", "wal_autocheckpoint=0", "cache_size=-4096"]
+def _sqlite_url(path: Path, driver: str, mode: str) -> URL:
+    return URL.create(f"sqlite+{driver}", database="file:" + quote(str(path)), query={"mode": mode, "uri": "true"})
 
-    @event.listens_for(engine.sync_engine, "connect")
+
+def _sqlite_readers(path: Path) -> AsyncEngine:
+    url = _sqlite_url(path, "aiosqlite", "rw")
+    engine = create_async_engine(url, hide_parameters=True, pool_size=4, max_overflow=12)
+    _set_up(engine.sync_engine, "BEGIN", "query_only=ON", "wal_autocheckpoint=0", "cache_size=-4096")
+    return engine
+
+
+def _sqlite_writer(path: Path) -> Engine:
+    engine = create_engine(_sqlite_url(path, "pysqlite", "rwc"), hide_parameters=True, poolclass=NullPool)
+    # FULL: what was sent must never outlive its commit. Only this connection may checkpoint, because SQLite
+    # before 3.51.3 can corrupt a database when two do (the "WAL-reset" bug).
+    _set_up(engine, "BEGIN IMMEDIATE", "journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=1000")
+    return engine
+
+
+def _set_up(engine: Engine, begin: str, *pragmas: str) -> None:
+    @event.listens_for(engine, "connect")
     def _(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # else the driver begins transactions of its own, too late and too weak
         cursor = connection.cursor()
-        for pragma in pragmas:
+        for pragma in (f"busy_timeout={int(BUSY_SECONDS * 1000)}", "foreign_keys=ON", *pragmas):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
-    @event.listens_for(engine.sync_engine, "begin")
+    @event.listens_for(engine, "begin")
     def _(connection: Any) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-    return engine
+        connection.exec_driver_sql(begin)
 
 
 def _postgres_engine(url: str) -> AsyncEngine:
