@@ -12,11 +12,12 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from enum import Enum
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from watcher.config import units
-from watcher.errors import StoreError, WatcherError
-from watcher.ids import canonical
+from watcher.errors import StoreError, TriggerError, WatcherError
+from watcher.log import mask
 from watcher.store import audit
 from watcher.store import deliveries as delivery_store
 from watcher.store import flows as flow_store
@@ -30,7 +31,7 @@ from watcher.store import watchers as watcher_store
 from watcher.values import UNSET, Config, Json, Memory, RunRecord
 
 if TYPE_CHECKING:
-    from watcher.run import Runner
+    from watcher.run import Plan, Runner
     from watcher.secrets import Key
     from watcher.store.db import Database
 
@@ -232,9 +233,39 @@ async def why(op: Operator, key: str, name: str | None = None) -> Json:
 
 
 @_verb
-async def plan(op: Operator, name: str) -> Json:
-    """What a run would send, key by key, with the reason. Nothing is saved."""
-    return (await _runner(op, name).plan(name)).to_json()
+async def plan(op: Operator, name: str, record: bool = False) -> Json:
+    """What a run would send, key by key, with the reason; and what the source answered, to ``record`` it."""
+    runner = _runner(op, name)
+    with TemporaryDirectory(prefix="watcher-") as directory:
+        file = Path(directory, "recording.json")
+        found = await _told(runner.plan(name, record=file if record else None))
+        return {"plan": found.to_json(), "recording": _parsed(file) if record else None}
+
+
+@_verb
+async def test(op: Operator, name: str, recording: Json) -> Json:
+    """Run a watcher offline against the answers of a recorded run: nothing is asked of the source, nothing saved."""
+    runner = _runner(op, name)
+    with TemporaryDirectory(prefix="watcher-") as directory:
+        file = Path(directory, "recording.json")
+        _write(file, recording)
+        return (await _told(runner.test(name, file))).to_json()
+
+
+def _parsed(file: Path) -> Json:
+    return json.loads(file.read_bytes())
+
+
+def _write(file: Path, value: Json) -> None:
+    file.write_text(json.dumps(value))
+
+
+async def _told(work: Awaitable[Plan]) -> Plan:
+    """With the script's own traceback, or the start of the source's answer, when it fails."""
+    try:
+        return await work
+    except TriggerError as error:
+        raise WatcherError(mask(f"{error}\n{error.detail}".strip())) from error
 
 
 @_verb
@@ -256,12 +287,6 @@ async def apply(op: Operator, name: str, plan: Json) -> Json:
     if proposed.watcher != name:
         raise Unsuited(f"that plan is one of {proposed.watcher!r}, not of {name!r}")
     return _record(await runner.apply(proposed))
-
-
-@_verb
-async def test(op: Operator, name: str, recording: str) -> Json:
-    """Run a watcher offline against the answers of a recorded run: nothing is asked of the source, nothing saved."""
-    return (await _runner(op, name).test(name, Path(recording))).to_json()
 
 
 @_verb
@@ -325,9 +350,9 @@ async def dead(op: Operator, flow: str | None = None, name: str | None = None, s
     before = None
     async with op.db.read() as tx:
         while page := await delivery_store.list(
-            tx, flow=flow, watcher_name=name, status="dead", since=after, limit=1000, before=before
+            tx, flow=flow, watcher_name=name, status="dead", limit=1000, before=before
         ):
-            found += [row.id for row in page]
+            found += [row.id for row in page if after is None or row.found_at >= after]
             before = page[-1].seq
     return {"ids": found}
 
@@ -499,9 +524,7 @@ async def variable_set(op: Operator, path: str, value: str, secret: bool = False
         raise Unsuited(f"{path} is set in the configuration file, which goes first: change it there")
     now = op.clock()
     stored = _key(op).encrypt(path, value) if secret else value
-    await op.db.write(
-        lambda tx: variable_store.put(tx, path, stored, is_secret=secret, description=description, now=now)
-    )
+    await op.db.write(lambda tx: variable_store.put(tx, path, stored, now, is_secret=secret, description=description))
     await _note(op, "variable.set", path)
     return {"path": path, "is_secret": secret}
 
@@ -523,7 +546,7 @@ async def resource_list(op: Operator, type: str | None = None) -> Json:
         rows = await resource_store.list(tx, type)
     found = [plain(row) | {"source": "database"} for row in rows if row.path not in fixed]
     found += [
-        {"path": path, "resource_type": resource.type, "source": "file"}
+        {"path": path, "type": resource.type, "source": "file"}
         for path, resource in fixed.items()
         if type in (None, resource.type)
     ]
@@ -535,7 +558,7 @@ async def resource_get(op: Operator, path: str) -> Json:
     """One resource with its value as it is stored: references in it stay references."""
     if path in op.config().resources:
         fixed = op.config().resources[path]
-        return {"path": path, "resource_type": fixed.type, "value": fixed.value, "source": "file"}
+        return {"path": path, "type": fixed.type, "value": fixed.value, "source": "file"}
     async with op.db.read() as tx:
         row = await resource_store.get(tx, path)
     if row is None:
@@ -549,9 +572,11 @@ async def resource_set(op: Operator, path: str, type: str, value: Json, descript
     if path in op.config().resources:
         raise Unsuited(f"{path} is set in the configuration file, which goes first: change it there")
     now = op.clock()
-    await op.db.write(lambda tx: resource_store.put(tx, path, type, canonical(value), description=description, now=now))
+    version = await op.db.write(
+        lambda tx: resource_store.put(tx, path, type, value, now, description=description, by="operator")
+    )
     await _note(op, "resource.set", path)
-    return {"path": path, "resource_type": type}
+    return {"path": path, "type": type, "version": version}
 
 
 @_verb
@@ -568,7 +593,7 @@ async def token_list(op: Operator) -> Json:
     """The API tokens that people made: label, first characters, scopes, expiry, last use."""
     async with op.db.read() as tx:
         rows = await token_store.list(tx)
-    return [plain(row) for row in rows]
+    return [{name: value for name, value in plain(row).items() if name != "sha256"} for row in rows]
 
 
 @_verb
@@ -579,9 +604,7 @@ async def token_create(op: Operator, label: str, scopes: Sequence[str] = (), exp
     expires = now + timedelta(seconds=expires_in) if expires_in else None
     digest = hashlib.sha256(token.encode()).digest()
     await op.db.write(
-        lambda tx: token_store.put(
-            tx, digest, prefix=token[:10], label=label, scopes=list(scopes), expires_at=expires, now=now
-        )
+        lambda tx: token_store.create(tx, digest, token[:10], now, label=label, scopes=scopes, expires_at=expires)
     )
     await _note(op, "token.create", token[:10], label)
     return {"token": token, "label": label, "scopes": list(scopes), "expires_at": plain(expires)}
@@ -595,8 +618,7 @@ async def token_revoke(op: Operator, prefix: str) -> Json:
     if len(rows) != 1:
         count = "no token" if not rows else f"{len(rows)} tokens"
         raise Unknown(f"{count} with that label or beginning: {prefix} (`watcher token list` shows them)")
-    digest = rows[0].sha256
-    await op.db.write(lambda tx: token_store.delete(tx, digest))
+    await op.db.write(lambda tx: token_store.delete(tx, rows[0].prefix))
     await _note(op, "token.revoke", rows[0].prefix, rows[0].label)
     return {"revoked": rows[0].prefix, "label": rows[0].label}
 
@@ -612,7 +634,7 @@ def _key(op: Operator) -> Key:
 
 async def _note(op: Operator, action: str, subject: str, note: str = "") -> None:
     now = op.clock()
-    await op.db.write(lambda tx: audit.add(tx, now, "operator", action, subject, note))
+    await op.db.write(lambda tx: audit.note(tx, action, subject, now, actor="operator", note=note))
 
 
 def _known(name: str, names: Collection[str], noun: str) -> None:

@@ -63,9 +63,10 @@ def wait(work: Coroutine[Any, Any, T]) -> T:
 
 async def _directly(config: Config, verb: str, arguments: dict[str, Any]) -> Json:
     from watcher import operations
-    from watcher.store import watchers
+    from watcher.store import migrate, watchers
 
     async def act(db: Database) -> Json:
+        await migrate.upgrade(db, backup_to=config.data / "backups", now=now())
         names = {watcher.name: watcher.was for watcher in config.watchers.values()}
         await db.write(lambda tx: watchers.sync(tx, names, now()))
         return await operations.VERBS[verb](_operator(config, db), **arguments)
@@ -78,7 +79,7 @@ async def _directly(config: Config, verb: str, arguments: dict[str, Any]) -> Jso
             finally:
                 await read.close()
     if verb not in _RUNNING:
-        return await _writing(config, act)
+        return await _alone(config, act)
     from watcher.app import Runtime
     from watcher.store import db as store_db
 
@@ -129,19 +130,17 @@ def reading(config: Config, work: Callable[[Database], Awaitable[T]]) -> T:
     return wait(open_and_work())
 
 
-def writing(config: Config, work: Callable[[Database], Awaitable[T]]) -> T:
-    """Do something with the database, created and upgraded if need be, while nobody else may."""
-    return wait(_writing(config, work))
+def alone(config: Config, work: Callable[[Database], Awaitable[T]]) -> T:
+    """Do something with the database, as it is or made empty, while nobody else may use it."""
+    return wait(_alone(config, work))
 
 
-async def _writing(config: Config, work: Callable[[Database], Awaitable[T]]) -> T:
+async def _alone(config: Config, work: Callable[[Database], Awaitable[T]]) -> T:
     from watcher.store import db as store_db
-    from watcher.store import migrate
 
     with store_db.lock(config.database):
         db = await store_db.Database.open(config.database)
         try:
-            await migrate.upgrade(db, backup_to=config.data / "backups", now=now())
             return await work(db)
         finally:
             await db.close()

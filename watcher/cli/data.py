@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ app = typer.Typer(**options.STYLE)
 
 @app.command()
 def backup(
-    to: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Default: in the backup directory.")] = None,
+    to: Annotated[Path | None, typer.Argument(metavar="FILE", help="Default: in the backup directory.")] = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
@@ -39,10 +39,9 @@ def backup(
     file = to or loaded.data / "backups" / f"watcher-{stamp}{suffix}"
     if file.exists():
         raise WatcherError(f"{file} is already there: name another file, or move that one away")
-    file.parent.mkdir(parents=True, exist_ok=True)
     show.words(f"backing up {connect.shown(loaded.database)} …")
     connect.reading(loaded, lambda db: store_backup.backup(db, file))
-    file.chmod(0o600)
+    connect.hand_over(loaded)
     done = {"file": str(file), "bytes": file.stat().st_size}
     show.give(done, as_json, lambda found: print(found["file"]))
 
@@ -56,7 +55,6 @@ def restore(
 ) -> None:
     """Put a backup in place of the database, while no service runs; the old one is kept aside."""
     from watcher.store import backup as store_backup
-    from watcher.store import db as store_db
 
     loaded = connect.load(config)
     if not source.exists():
@@ -64,8 +62,7 @@ def restore(
     connect.refuse_while_running(loaded)
     if not yes:
         _confirm(f"Put {source} in place of {connect.shown(loaded.database)}?")
-    with store_db.lock(loaded.database):
-        aside = connect.wait(store_backup.restore(loaded.database, source, connect.now()))
+    aside = connect.wait(store_backup.restore(loaded.database, source, connect.now()))
     connect.hand_over(loaded)
     done = {"database": connect.shown(loaded.database), "aside": str(aside) if aside else None}
     show.words("restored; what is found from now on gets new ids, so that receivers do not take it for old")
@@ -74,7 +71,7 @@ def restore(
 
 @app.command()
 def export(
-    to: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="Default: standard output.")] = None,
+    to: Annotated[Path | None, typer.Argument(metavar="FILE", help="Default: standard output.")] = None,
     config: ConfigFile = None,
 ) -> None:
     """Write everything as JSON lines, for another database or another program. Secrets stay encrypted."""
@@ -107,21 +104,17 @@ def import_(
     loaded = connect.load(config)
     connect.refuse_while_running(loaded)
 
-    async def lines(stream: IO[str]) -> AsyncIterator[str]:
-        for line in stream:
-            yield line
+    async def work(db: Database, lines: Iterable[str]) -> int:
+        return await store_backup.import_(db, lines)
 
-    async def work(db: Database) -> None:
-        if str(source) == "-":
-            await store_backup.import_(db, lines(sys.stdin))
-        else:
-            with source.open(encoding="utf-8") as stream:
-                await store_backup.import_(db, lines(stream))
-
-    connect.writing(loaded, work)
+    if str(source) == "-":
+        rows = connect.alone(loaded, lambda db: work(db, sys.stdin))
+    else:
+        with source.open(encoding="utf-8") as stream:
+            rows = connect.alone(loaded, lambda db: work(db, stream))
     connect.hand_over(loaded)
-    done = {"database": connect.shown(loaded.database)}
-    show.give(done, as_json, lambda d: show.words(f"imported into {d['database']}"))
+    done = {"database": connect.shown(loaded.database), "rows": rows}
+    show.give(done, as_json, lambda d: show.words(f"{rows} rows are in {d['database']}"))
 
 
 def _confirm(question: str) -> None:

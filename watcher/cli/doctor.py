@@ -180,13 +180,13 @@ async def _contents(db: Database, key: object) -> list[Finding]:
     from watcher.store import deliveries, variables, watchers
 
     async with db.read() as tx:
-        secret = [row.path for row in await variables.list(tx) if row.is_secret]
+        secrets = await variables.count_secrets(tx)
         troubled = [row.name for row in await watchers.everyone(tx) if row.quarantined_at]
         dead = sum(row.dead for row in (await deliveries.pending(tx)).values())
     findings = []
-    if secret and key is None:
+    if secrets and key is None:
         fix = "give the service its key again: docs/operations.md, Secrets"
-        findings.append(fail("secrets", f"{len(secret)} are stored and there is no key to read them", fix, 78))
+        findings.append(fail("secrets", f"{secrets} are stored and there is no key to read them", fix, 78))
     if troubled:
         fix = "`watcher status` says why; then `watcher approve` or `watcher resume`"
         findings.append(warn("watchers", f"in quarantine: {', '.join(troubled)}", fix))

@@ -18,7 +18,7 @@ ConfigFile = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A watcher.")]
-MaybeName = Annotated[str | None, typer.Argument(metavar="[NAME]", help="A watcher (default: all).")]
+MaybeName = Annotated[str | None, typer.Argument(metavar="NAME", help="A watcher (default: all).")]
 Limit = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, help="How many, newest first.")]
 Before = Annotated[int | None, typer.Option("--before", metavar="ID", help="Go on below this id.")]
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]

@@ -89,7 +89,7 @@ def resource_list(
     as_json: AsJson = False,
 ) -> None:
     """Every resource; values are left out."""
-    columns: show.Columns = {"path": "path", "type": "resource_type", "source": "source"}
+    columns: show.Columns = {"path": "path", "type": "type", "source": "source"}
     found = call(config, "resource_list", type=type)
     show.give(found, as_json, lambda rows: show.table(rows, columns, "no resources"))
 
@@ -105,7 +105,7 @@ def resource_get(path: Where, config: ConfigFile = None, as_json: AsJson = False
 def resource_set(
     path: Where,
     type: Annotated[str, typer.Option("--type", help="Its resource type, such as github.")],
-    file: Annotated[Path | None, typer.Argument(metavar="[FILE]", help="JSON (default: standard input).")] = None,
+    file: Annotated[Path | None, typer.Argument(metavar="FILE", help="JSON (default: standard input).")] = None,
     description: Description = "",
     config: ConfigFile = None,
     as_json: AsJson = False,

@@ -36,7 +36,7 @@ def get(name: Name, version: _GIVEN = None, config: ConfigFile = None, as_json: 
 @state.command("set")
 def put(
     name: Name,
-    value: Annotated[str | None, typer.Argument(metavar="[JSON]", help="The state; - or nothing: from stdin.")] = None,
+    value: Annotated[str | None, typer.Argument(metavar="JSON", help="The state; - or nothing: from stdin.")] = None,
     cursor: Annotated[
         str | None, typer.Option("--cursor", help="Move the cursor (JSON or text), not the state.")
     ] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -39,10 +40,13 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show what a run would send, item by item, with the reason. Nothing is saved or sent."""
-    more = {} if record is None else {"record": str(record.absolute())}
-    plan = call(config, "plan", name=name, **more)
+    found = call(config, "plan", name=name, record=record is not None)
+    plan = found["plan"]
+    if record is not None:
+        _write(record, found["recording"])
+        show.words(f"kept in {record}: `watcher test {name} --recording {record}` runs against it")
     if out is not None:
-        out.write_text(json.dumps(plan, ensure_ascii=False))
+        _write(out, plan)
         show.words(f"kept in {out}: `watcher run {name} --plan {out}` commits exactly this")
     show.give(plan, as_json, _plan)
 
@@ -55,7 +59,7 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a watcher now and commit what it finds; the service sends it."""
-    verb, more = ("run", {}) if plan is None else ("apply", {"plan": _json_file(plan)})
+    verb, more = ("run", {}) if plan is None else ("apply", {"plan": _json_file(plan, "--plan")})
     record = call(config, verb, name=name, **more)
     show.give(record, as_json, _record)
     _exit_by(record)
@@ -69,9 +73,8 @@ def offline(
     as_json: AsJson = False,
 ) -> None:
     """Run a watcher offline against a recorded answer and show what it would send. Nothing is asked, saved or sent."""
-    if not recording.exists():
-        raise WatcherError(f"{recording} is not there: `watcher plan {name} --record {recording}` makes it")
-    show.give(call(config, "test", name=name, recording=str(recording.absolute())), as_json, _plan)
+    plan = call(config, "test", name=name, recording=_json_file(recording, "--recording"))
+    show.give(plan, as_json, _plan)
 
 
 @app.command()
@@ -180,7 +183,7 @@ def why(key: str, watcher: OfWatcher = None, config: ConfigFile = None, as_json:
 
 @app.command()
 def retry(
-    ids: Annotated[list[str] | None, typer.Argument(metavar="[ID]...", help="Deliveries or items.")] = None,
+    ids: Annotated[list[str] | None, typer.Argument(metavar="ID", help="Deliveries or items.")] = None,
     flow: OfFlow = None,
     watcher: OfWatcher = None,
     since: Annotated[
@@ -253,13 +256,19 @@ def _instant(text: str | None) -> str | None:
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).isoformat()
 
 
-def _json_file(path: Path) -> Json:
+def _json_file(path: Path, option: str) -> Json:
     try:
         return json.loads(path.read_text("utf-8"))
     except FileNotFoundError as error:
-        raise typer.BadParameter(f"{path} is not there", param_hint="--plan") from error
+        raise typer.BadParameter(f"{path} is not there", param_hint=option) from error
     except ValueError as error:
-        raise typer.BadParameter(f"{path} is no plan: {error}", param_hint="--plan") from error
+        raise typer.BadParameter(f"{path} is not what it should be: {error}", param_hint=option) from error
+
+
+def _write(path: Path, value: Json) -> None:
+    """For this user alone: answers of a source may hold what is not for everybody."""
+    with open(path, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        json.dump(value, file, ensure_ascii=False)
 
 
 # --- for people -------------------------------------------------------------------------------------------------------
@@ -358,3 +367,29 @@ def _delivery(delivery: Json, attempts: Json) -> None:
             print(f"        {show.clean(attempt['answer'][:200])}")
     if delivery["status"] == "pending":
         print(f"      next attempt {show.ago(delivery['due_at'])}")
+
+
+def _plan(plan: Json) -> None:
+    """One line per key: what was decided and why, and where the item would go."""
+    items = {item["key"]: item for item in plan["items"]}
+    columns: show.Columns = {
+        "key": "key",
+        "decision": "reason",
+        "flows": lambda d: _flows(items.get(d["key"]), d["reason"]),
+        "note": lambda d: d["note"] or "-",
+    }
+    show.table(plan["decisions"], columns, "the source listed nothing, or said that nothing changed")
+    for name in ("gap", "quarantine"):
+        if plan[name]:
+            show.words(f"{name}: {plan[name]}")
+    for warning in plan["warnings"]:
+        show.words(f"warning: {warning}")
+    owed = sum(len(item["deliveries"]) for item in plan["items"])
+    show.words(f"{_counts(plan['counts'])}: {len(plan['items'])} items, {owed} deliveries; nothing was saved")
+
+
+def _flows(item: Json, reason: str) -> str:
+    if item is None or reason in ("seen", "boundary", "baseline", "duplicate", "filtered"):
+        return "-"
+    flows = [f"{d['flow']} (dead: {d['dead']})" if d["dead"] else d["flow"] for d in item["deliveries"]]
+    return ", ".join(flows) or item["note"] or "-"
