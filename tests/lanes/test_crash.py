@@ -11,7 +11,7 @@ import pytest
 
 from tests.lanes.harness import compare, query, stage, until
 
-KILLS = 300 if os.environ.get("WATCHER_LONG") == "1" else 25
+KILLS = 300 if os.environ.get("WATCHER_LONG") == "1" else int(os.environ.get("WATCHER_KILLS", "25"))
 
 
 @pytest.mark.long
