@@ -7,7 +7,7 @@ under the same id, so the line carries it: whoever reads the file may drop a rep
 
 import json
 import os
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 
@@ -15,7 +15,7 @@ def main(item: dict) -> dict:
     """Write one line, in one call, so that two flows at once cannot mix theirs."""
     file = Path("../../announced.jsonl").resolve()
     record = {
-        "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "job": os.environ.get("WM_JOB_ID", ""),
         "line": Path("shared/line.txt").read_text(encoding="utf-8"),
         "item": item,

@@ -23,12 +23,16 @@ __all__ = ["Loaded", "check", "find", "json_schema", "load", "read", "render"]
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A configuration with what is worth telling about it. ``origins``: option → where its value came from."""
+    """A configuration with what is worth telling about it."""
 
     config: Config
     warnings: tuple[str, ...]
-    origins: Mapping[str, str]
     sources: Sources
+
+    @property
+    def origins(self) -> dict[str, str]:
+        """Option → ``watcher.toml:12``, ``WATCHER_SERVER__BIND``, ``$env:NAME``, a secret's file, or ``flag``."""
+        return _origins(self.sources)
 
 
 def load(
@@ -55,7 +59,7 @@ def read(
     config = builder.build()
     if config is None:
         raise ConfigError(locate(builder.problems, sources))
-    return Loaded(config, tuple(builder.warnings), _origins(sources), sources)
+    return Loaded(config, tuple(builder.warnings), sources)
 
 
 async def check(config: Config, scripts: Scripts) -> list[str]:
@@ -86,7 +90,6 @@ def _no_file() -> Mistake:
 
 
 def _origins(sources: Sources) -> dict[str, str]:
-    """Option → ``watcher.toml:12``, ``WATCHER_SERVER__BIND``, ``$env:NAME``, a secret's file, or ``flag``."""
     positions = Positions(sources.text)
     origins = {}
     for loc, _ in leaves(sources.tree):

@@ -24,7 +24,7 @@ from watcher import flows as presets
 from watcher import values
 from watcher.config import model, units
 from watcher.config.positions import Loc
-from watcher.config.sources import Problem, Sources, beside, is_late, leaves, read_bounded, reference
+from watcher.config.sources import MAX_VALUE, Problem, Sources, beside, is_late, leaves, read_bounded, reference
 from watcher.flows import shape, sign
 from watcher.log import is_secret_name, register
 from watcher.scripts import builtins
@@ -51,6 +51,7 @@ class Builder:
         self.problems = list(sources.problems)
         self.warnings = list(sources.warnings)
         self.broken: set[Loc] = set()  # what stands here was complained about
+        self.built_in = built_in_triggers()
 
     def build(self) -> values.Config | None:
         """The configuration, or None when there are problems."""
@@ -104,7 +105,7 @@ class Builder:
         elif kind == "value_error":
             self.wrong(loc, str(given["error"]), at="key" if "[key]" in found["loc"] else "value")
         elif kind in _BOUNDS:
-            self.wrong(loc, _BOUNDS[kind].format(bound=_shown(next(iter(given.values()), ""), loc)))
+            self.wrong(loc, _BOUNDS[kind].format(bound=_bound(loc, kind, given)))
         else:
             self.wrong(loc, _TYPES.get(kind, found["msg"].lower()))
 
@@ -127,7 +128,6 @@ class Builder:
         watchers = {name: self._watcher(name, table, settings) for name, table in settings.watchers.items()}
         self._names_before(settings)
         self._references()
-        self._literal_secrets()
         built = values.Config(
             file=file.absolute() if file else None,
             database=self._database(settings.database or f"sqlite:///{home or '.'}/watcher.db"),
@@ -328,13 +328,12 @@ class Builder:
         if "/" in text or text.endswith(".py"):
             file = beside(self.sources.file, text)
             return file if self._script(loc, file, text) else None
-        built_in = built_in_triggers()
-        if text in built_in:
-            return built_in[text]
+        if text in self.built_in:
+            return self.built_in[text]
         if beside(self.sources.file, text + ".py").is_file():
             self.wrong(loc, f"no such built-in trigger: {text}", f'did you mean "./{text}.py"?')
         else:
-            hint = near(text, built_in) or "known are " + ", ".join(built_in)
+            hint = near(text, self.built_in) or "known are " + ", ".join(self.built_in)
             self.wrong(loc, f"no such trigger: {units.shortened(text)}", hint)
         return None
 
@@ -373,21 +372,28 @@ class Builder:
     # --- references and secrets -------------------------------------------------------------------------------------
 
     def _references(self) -> None:
+        """Follow references as far as can be known now; and what stands here in the clear must not reach a log."""
         for loc, value in leaves(self.sources.tree):
-            found = reference(value)
-            if found is None or not is_late(loc):
+            if not isinstance(value, str):
                 continue
-            kind, name = found
-            off = loc[0] in ("flows", "watchers") and _at(self.sources.tree, (*loc[:2], "enabled")) is False
-            if kind == "env" and name not in self.environ and not off:
-                self.wrong(loc, f"the environment variable {name} is not set")
-            elif kind == "file" and not off:
-                try:
-                    read_bounded(beside(self.sources.file, name), 1024 * 1024)
-                except ValueError as error:
-                    self.wrong(loc, f"{units.shortened(name)} {error}")
-            elif kind in ("var", "res"):
-                self._stored(loc, kind, name)
+            found = reference(value)
+            if found is None:
+                if is_secret(loc):
+                    register(value)
+            elif is_late(loc):
+                self._reference(loc, *found)
+
+    def _reference(self, loc: Loc, kind: str, name: str) -> None:
+        off = loc[0] in ("flows", "watchers") and _at(self.sources.tree, (*loc[:2], "enabled")) is False
+        if kind == "env" and name not in self.environ and not off:
+            self.wrong(loc, f"the environment variable {name} is not set")
+        elif kind == "file" and not off:
+            try:
+                read_bounded(beside(self.sources.file, name), MAX_VALUE)
+            except ValueError as error:
+                self.wrong(loc, f"{units.shortened(name)} {error}")
+        elif kind in ("var", "res"):
+            self._stored(loc, kind, name)
 
     def _stored(self, loc: Loc, kind: str, name: str) -> None:
         known = _at(self.sources.tree, ({"var": "variables", "res": "resources"}[kind],)) or {}
@@ -399,12 +405,6 @@ class Builder:
         close = difflib.get_close_matches(name, known, 1, 0.85)
         hint = f" (did you mean {close[0]}?)" if close else ""
         self.warnings.append(f"{dotted(loc)}: ${kind}:{name} is not in this file, so it must be in the database{hint}")
-
-    def _literal_secrets(self) -> None:
-        """What stands in the file itself must not reach a log either."""
-        for loc, value in leaves(self.sources.tree):
-            if isinstance(value, str) and is_secret(loc) and reference(value) is None:
-                register(value)
 
 
 _SAME = (
@@ -469,21 +469,30 @@ def built_in_triggers() -> dict[str, Path]:
     return {file.stem: file for file in sorted(builtins().glob("*.py")) if not file.stem.startswith("_")}
 
 
+_TABLES: dict[str | int, Any] = {
+    "server": model.Server, "http": model.Http, "scripts": model.Scripts, "delivery": model.Delivery,
+    "logging": model.Logging, "resources": model.Resource, "flows": model.Flow, "watchers": model.Watcher,
+}  # fmt: skip
+
+
 def _options(loc: Loc) -> list[str]:
     """The names that may stand at this place."""
-    kind: Any = model.Settings
-    if loc:
-        kind = {
-            "server": model.Server, "http": model.Http, "scripts": model.Scripts, "delivery": model.Delivery,
-            "logging": model.Logging, "resources": model.Resource, "flows": model.Flow, "watchers": model.Watcher,
-        }.get(str(loc[0]), model.Settings)  # fmt: skip
-    names = [info.alias or name for name, info in kind.model_fields.items()]
-    if kind is model.Flow:
+    table = _TABLES.get(loc[0], model.Settings) if loc else model.Settings
+    names = [info.alias or name for name, info in table.model_fields.items()]
+    if table is model.Flow:
         names += {name for preset in presets.presets.values() for name in preset.settings.model_fields}
     return names
 
 
-def _shown(bound: Any, loc: Loc) -> str:
+def _bound(loc: Loc, kind: str, given: Mapping[str, Any]) -> str:
+    """The bound that was crossed, as it would be written. pydantic tells a duration's in words of its own."""
+    fields = _TABLES[loc[0]].model_fields if loc[0] in _TABLES else {}
+    info = next((fields[name] for name in loc[1:3] if name in fields), None)
+    rules = info.metadata if info else ()
+    side = {"greater_than_equal": "ge", "less_than_equal": "le"}.get(kind, "")
+    bound = next(
+        (getattr(rule, side) for rule in rules if side and hasattr(rule, side)), next(iter(given.values()), "")
+    )
     if isinstance(bound, timedelta):
         return units.show_duration(bound)
     if loc[-1] in ("max_body", "max_result", "memory_limit") and isinstance(bound, int):

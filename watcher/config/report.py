@@ -15,6 +15,7 @@ from watcher.log import MASK, is_secret_name, mask
 _WIDTH = 110
 """Columns of a source line that are shown around the caret."""
 
+_KEY = re.compile(r"([\w./@-]+)[\"']?\s*=")
 _ASSIGNED = re.compile(r"""([\w./@-]+)(["']?\s*=\s*)("(?:[^"\\]|\\.)*"?|'[^']*'?)""")
 
 
@@ -45,7 +46,7 @@ def _located(problem: Problem, sources: Sources, positions: Positions | None) ->
         place = _place(problem, positions)
     if place is None or positions is None:
         return Mistake(where, mask(problem.message), sources.file, hint=mask(problem.hint))
-    line = _without_secrets(positions.lines[place.line - 1], place, is_secret(problem.loc) and problem.at == "value")
+    line = _without_secrets(positions.lines[place.line - 1], place, problem)
     return Mistake(
         where, mask(problem.message), sources.file, place.line, place.column, line, mask(problem.hint)
     )  # fmt: skip
@@ -59,7 +60,7 @@ def _place(problem: Problem, positions: Positions) -> Place | None:
     return positions.value(problem.loc) or positions.nearest(problem.loc)
 
 
-def _without_secrets(line: str, place: Place, secret: bool) -> str:
+def _without_secrets(line: str, place: Place, problem: Problem) -> str:
     """The line as it may be shown: the mistaken value blanked if it is a secret, and every other secret on the line."""
 
     def blank(found: re.Match[str]) -> str:
@@ -67,6 +68,10 @@ def _without_secrets(line: str, place: Place, secret: bool) -> str:
         hidden = is_secret_name(name) and not re.match(r"[\"']\$(env|var|res|file):", found[3])
         return f"{found[1]}{found[2]}{found[3][0]}{MASK}{found[3][0]}" if hidden else found[0]
 
+    if not problem.loc:  # it could not be parsed: whatever follows a secret's name may be the secret
+        ends = [key.end() for key in _KEY.finditer(line) if is_secret_name(key[1].rpartition(".")[2])]
+        return mask(f"{line[: ends[0]]} {MASK}" if ends else line)
+    secret = is_secret(problem.loc) and problem.at == "value"
     head, shown, tail = line[: place.column - 1], line[place.column - 1 : place.end - 1], line[place.end - 1 :]
     if secret and not re.match(r"[\"']?\$(env|var|res|file):", shown):
         return _ASSIGNED.sub(blank, head) + f'"{MASK}"' + mask(_ASSIGNED.sub(blank, tail))

@@ -22,7 +22,7 @@ from watcher.log import register
 
 MAX_FILE = 16 * 1024 * 1024
 """Bytes of a configuration file: a hundred thousand watchers."""
-MAX_VALUE = 64 * 1024
+MAX_VALUE = 1024 * 1024
 """Bytes of one value from a secrets directory or a ``$file:``."""
 MAX_SYNTAX_ERRORS = 20
 
@@ -98,16 +98,18 @@ def read_bounded(file: Path, limit: int) -> bytes:
         raise ValueError("there is no such file") from None
     except (OSError, ValueError) as error:
         raise ValueError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    with os.fdopen(descriptor, "rb") as stream:
+    try:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISDIR(mode):
             raise ValueError("is a directory, not a file")
         if not stat.S_ISREG(mode):
             raise ValueError("is not a regular file")
-        try:
+        with os.fdopen(descriptor, "rb", closefd=False) as stream:
             raw = stream.read(limit + 1)
-        except OSError as error:
-            raise ValueError(f"cannot be read: {error.strerror}") from None
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from None
+    finally:
+        os.close(descriptor)
     if len(raw) > limit:
         raise ValueError(f"is larger than {limit // 1024} kB")
     return raw
@@ -126,6 +128,7 @@ def _from_file(sources: Sources, file: Path) -> None:
         before = raw[: error.start]
         line = before.count(b"\n") + 1
         column = len(before.rpartition(b"\n")[2].decode("utf-8", "replace")) + 1
+        sources.text = raw.decode("utf-8", "replace")
         sources.problems.append(Problem((), "is not UTF-8 text", "save it as UTF-8", line=line, column=column))
         return
     _parse(sources)
@@ -139,6 +142,8 @@ def _parse(sources: Sources) -> None:
             sources.tree = tomli.loads("\n".join(lines))
         except tomli.TOMLDecodeError as error:
             line, column = min(error.lineno, len(lines)), error.colno
+            if error.msg.startswith("Cannot"):  # tomli tells where the key or the header ends
+                column = len(lines[line - 1]) - len(lines[line - 1].lstrip(" \t[")) + 1
             message, hint = _said(error.msg, lines, line)
             sources.problems.append(Problem((), message, hint, line=line, column=max(column, 1)))
             if not _leave_out(lines, line, column, error.msg):
@@ -225,7 +230,7 @@ def leaves(value: Any, loc: Loc = ()) -> Iterator[tuple[Loc, Any]]:
 
 def reference(text: Any) -> tuple[str, str] | None:
     """``("env", "TOKEN")`` for ``"$env:TOKEN"``; None for anything that is not a whole reference."""
-    if not isinstance(text, str):
+    if not isinstance(text, str) or not text.startswith("$"):
         return None
     found = re.fullmatch(r"\$(env|file|var|res):(.+)", text, re.DOTALL)
     return (found[1], found[2]) if found else None
