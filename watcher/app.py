@@ -48,6 +48,7 @@ _log = log.get("app")
 GRACE = 25.0  # seconds that a stop waits for what is in flight
 FLUSH_EVERY = 60.0
 PRUNE_EVERY = 3600.0
+LOOK_AT_FILE_EVERY = 3000  # milliseconds
 KEEP_JOBS = timedelta(days=30)
 CHECK_EVERY = 24 * 3600.0
 STILL = timedelta(seconds=10)  # while migrating, systemd hears that often that we are alive
@@ -158,23 +159,36 @@ def local_flows(config: Config, url: str, token: str) -> Config:
     return replace(config, flows={name: outbound(flow) for name, flow in config.flows.items()})
 
 
+Stamp = tuple[int, int, int] | None
+
+
+def _stamp(file: Path) -> Stamp:
+    """What tells one saved version of a file from the next; None while there is none."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
 # --- the service ------------------------------------------------------------------------------------------------------
 
 
 async def serve(file: Path, *, environ: Mapping[str, str] = os.environ) -> int:
     """The whole service, until SIGTERM or SIGINT. Returns the exit code. Raises ConfigError and StoreError at start."""
+    stamp = _stamp(file)
     config = configuration.load(file, environ=environ)
     log.configure(config.log_level, config.log_format)
     notifier = Notifier(environ)
     with store_db.lock(config.database):
         async with Runtime(config, environ=environ, opening=lambda: notifier.extend(STILL)) as runtime:
-            return await Service(file, runtime, notifier).run()
+            return await Service(file, stamp, runtime, notifier).run()
 
 
 class Service:
     """One running service: its parts in the order in which they start, and stop in reverse."""
 
-    def __init__(self, file: Path, runtime: Runtime, notifier: Notifier) -> None:
+    def __init__(self, file: Path, stamp: Stamp, runtime: Runtime, notifier: Notifier) -> None:
         self.file = file
         self.runtime = runtime
         self.notifier = notifier
@@ -182,6 +196,7 @@ class Service:
         self.stop = asyncio.Event()  # asked to stop: no new ticks, claims or jobs
         self.reload_error = ""
         self.damage = ""
+        self._stamp = stamp  # of the file when it was read last
         self._reloading = asyncio.Lock()
         self._asides: set[asyncio.Task[None]] = set()
         self._token = secrets.token_urlsafe(32)  # with which our own dispatcher starts our own local flows
@@ -314,8 +329,10 @@ class Service:
         """Validate the file whole, then swap; a bad one leaves the old in force. Raises ConfigError, StoreError."""
         async with self._reloading:
             self.notifier.reloading()
+            self._stamp = _stamp(self.file)
             try:
-                await self._swap(configuration.load(self.file, environ=self.runtime.environ))
+                config = await asyncio.to_thread(configuration.load, self.file, environ=self.runtime.environ)
+                await self._swap(config)
             except WatcherError as error:
                 if str(error) != self.reload_error:
                     _log.error("config.rejected", error=str(error))
@@ -355,16 +372,18 @@ class Service:
     async def _reload_on_save(self) -> None:
         import watchfiles
 
-        # The directory is watched and not the file: editors and mounted secrets replace it.
-        names = {self.file.name, "..data"}
+        # The directory is watched and not the file: editors and mounted secrets replace it. And it is looked at every
+        # few seconds all the same, for file systems that tell nothing.
         async for _ in watchfiles.awatch(
             self.file.absolute().parent,
-            watch_filter=lambda _, path: Path(path).name in names,
             debounce=200,
+            rust_timeout=LOOK_AT_FILE_EVERY,
+            yield_on_timeout=True,
             recursive=False,
             stop_event=self.stop,
         ):
-            await self._try_reload()
+            if _stamp(self.file) != self._stamp:
+                await self._try_reload()
 
     # --- chores ---
 

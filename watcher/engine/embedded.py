@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from watcher import log, metrics
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from watcher.store.db import Database
 
 _log = log.get("engine")
+
+TELL_EVERY = timedelta(minutes=5)  # that a watcher's runs take longer than its interval
 
 
 @dataclass(slots=True)
@@ -34,6 +36,7 @@ class Embedded:
     brake: Callable[[], str] = lambda: ""  # why no run may start now, or nothing
     full: Callable[[DatabaseFull], None] = lambda error: None
     _running: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _told: dict[str, datetime] = field(default_factory=dict)
     _overrun: dict[str, int] = field(default_factory=dict)  # ticks that came while a run went on
 
     def tick(self, tick: Tick) -> None:
@@ -52,10 +55,14 @@ class Embedded:
     def _ended(self, name: str) -> None:
         self._running.pop(name, None)
         skipped = self._overrun.pop(name, 0)
-        if skipped:
+        if not skipped:
+            return
+        self.runner.note_ticks(name, skipped=skipped)
+        now = self.clock()
+        if now - self._told.get(name, now - TELL_EVERY) >= TELL_EVERY:
             # The run takes longer than the interval: the watcher is later than its schedule says.
             _log.warning("run.overran", watcher=name, skipped_ticks=skipped)
-            self.runner.note_ticks(name, skipped=skipped)
+            self._told[name] = now
 
     async def _run(self, tick: Tick) -> None:
         if tick.missed:
