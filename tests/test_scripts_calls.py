@@ -412,3 +412,9 @@ async def test_a_step_that_hangs_is_stopped(scripts: Scripts, tmp_path: Path) ->
     with pytest.raises(TriggerError) as caught:
         await scripts.step(step, {}, timeout=timedelta(seconds=0.5), host=FakeHost())
     assert caught.value.kind == "timeout"
+
+
+async def test_a_step_that_sets_a_state_hears_that_it_would_be_lost(scripts: Scripts, tmp_path: Path) -> None:
+    step = write(tmp_path, "from watcher import set_state\ndef main(): set_state(1)\n")
+    with pytest.raises(TriggerError, match="a step of a flow keeps no state"):
+        await scripts.step(step, {}, host=FakeHost())

@@ -36,10 +36,13 @@ def plain(value: Any) -> Json:
     raise TypeError(f"{type(value).__name__} is not JSON")
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=plain).encode
+
+
 def to_json(value: Any, what: str) -> str:
     """JSON text of what a script gave. TriggerError of kind ``junk`` says where in it the trouble is."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=plain)
+        return _encode(value)
     except RecursionError as error:
         raise TriggerError(f"{what} is nested too deeply to be JSON", kind="junk") from error
     except (TypeError, ValueError) as error:

@@ -15,18 +15,23 @@ class FrameError(ValueError):
     """What came through the channel is not a message: its length, its encoding or its shape is wrong."""
 
 
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not JSON")
+
+
+# Made once: for a small value, json.dumps spends most of its time on making an encoder.
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_decode = json.JSONDecoder(parse_constant=_refuse).decode
+
+
 def dump(value: Json) -> str:
     """JSON text. ValueError for NaN and cycles, TypeError for what JSON does not know, RecursionError when too deep."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return _encode(value)
 
 
 def load(text: str) -> Json:
     """The value of a JSON text, strictly: ValueError for NaN too."""
-    return json.loads(text, parse_constant=_refuse)
-
-
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not JSON")
+    return _decode(text)
 
 
 def pack(message: dict[str, Any], blob: bytes = b"") -> bytes:

@@ -212,10 +212,12 @@ class Worker:
 
     def _step(self, order: Message, script: Loaded) -> Message:
         bound = script.arguments.bind_step(order["args"])
-        with context.use(self._context(order), everywhere=True):
+        with context.use(self._context(order), everywhere=True) as reach:
             result = script.main(**bound)
             if inspect.isawaitable(result):
                 result = asyncio.run(_awaited(result))
+        if reach.staged is not UNSET:
+            raise TriggerError("set_state: a step of a flow keeps no state: return what matters", kind="arguments")
         text = to_json(result, "the result")
         if len(text) > order["max_bytes"]:
             raise TriggerError(f"the result is larger than {order['max_bytes']:,} bytes", kind="too_large")
