@@ -151,13 +151,17 @@ class Fetcher:
         finally:
             shared.waiters -= 1
             if not shared.waiters:
+                self._drop(key, shared.task)  # at once: nobody may join what is being given up
                 shared.task.cancel()
 
     def _settled(self, key: str, task: asyncio.Task[values.Response]) -> None:
-        if key in self._shared and self._shared[key].task is task:
-            del self._shared[key]
+        self._drop(key, task)
         if not task.cancelled():
             task.exception()  # looked at, even when everybody who waited is gone
+
+    def _drop(self, key: str, task: asyncio.Task[values.Response]) -> None:
+        if key in self._shared and self._shared[key].task is task:
+            del self._shared[key]
 
     async def _travel(self, request: Request, options: FetchOptions) -> values.Response:
         """To the source and along its redirects."""

@@ -49,13 +49,16 @@ class _Walk:
         answer = yield build("GET", url, params=params, headers=self.headers, auth=self.auth), options
         return answer
 
-    def list(self, answer: Response) -> Page:
+    def page(self, answer: Response) -> Page:
         return listed(answer, self.items)
 
     def name(self, item: Json) -> str:
         """What tells an item from another while pages are compared."""
         name = item.get(self.key) if isinstance(item, dict) else None
         return json.dumps(item if name is None else name, sort_keys=True)
+
+    def names(self, page: Page) -> list[str]:
+        return [self.name(item) for item in page]
 
     def unmet(self, page: Page) -> Page:
         """Those that no page has brought before."""
@@ -104,10 +107,10 @@ def link(
     answer = yield from walk.ask(url, params)
     trail = [answer.url or url]
     while True:
-        found = walk.list(answer)
+        found = walk.page(answer)
         slid: Page = []
         if len(trail) > 1 and _positional(trail[-1]):
-            slid = yield from _slid(walk, [(one, None) for one in trail[-2::-1]])
+            slid, _ = yield from _slid(walk, [(one, None) for one in trail[-2::-1]])
         yield slid + walk.unmet(found)
         target = search(next, answer.json()) if next else answer.links.get("next")
         if not target:
@@ -139,7 +142,7 @@ def numbered(
     max_pages: int = 100,
     stop_if_unchanged: bool = False,
 ) -> Steps:
-    """Read ``?page=1``, ``?page=2`` and so on, until a page is empty, shorter than the first, or brings nothing new.
+    """Read ``?page=1``, ``?page=2`` and so on, until a page is empty or the last one comes again.
 
     Args:
         page: the name of the parameter.
@@ -148,20 +151,18 @@ def numbered(
         items, key, max_pages, stop_if_unchanged: as in `link`.
     """
     walk = _Walk(headers, auth, items, key, max_pages, stop_if_unchanged)
-    size = 0
     for number in range(max_pages):
         answer = yield from walk.ask(url, _with(params, page, first + number))
-        found = walk.list(answer)
+        found = walk.page(answer)
         slid: Page = []
+        over = not found
         if number:
             before = range(first + number - 1, first - 1, -1)
-            slid = yield from _slid(walk, [(url, _with(params, page, one)) for one in before])
-        fresh = slid + walk.unmet(found)
-        if fresh or not number:
-            yield fresh
-        size = size or len(found)
+            slid, neighbour = yield from _slid(walk, [(url, _with(params, page, one)) for one in before])
+            over = over or walk.names(neighbour) == walk.names(found)  # beyond the end it gives the last page again
+        yield slid + walk.unmet(found)
         pages = search(last, answer.json()) if last else None
-        if not fresh or len(found) < size or (isinstance(pages, int) and number + 1 >= pages):
+        if over or (isinstance(pages, int) and number + 1 >= pages):
             return
     raise TooMany
 
@@ -195,21 +196,17 @@ def offset(
     at, back = start, 0
     for number in range(max_pages):
         answer = yield from walk.ask(url, _with(_with(params, limit, size), offset, at))
-        found = walk.list(answer)
+        found = walk.page(answer)
         if number and not walk.meets(found) and at > start:  # something before was removed: look where it slid to
             back += 1
             if back > _FURTHEST_BACK:
                 raise walk.restless(url)
             at = max(start, at - size)
             continue
-        back = 0
-        fresh = walk.unmet(found)
-        if not fresh and number:
+        yield walk.unmet(found)
+        if len(found) <= overlap and (number or not found):
             return
-        yield fresh
-        if not found:
-            return
-        at = max(at + 1, at + len(found) - overlap)
+        at += max(len(found) - overlap, 0)
     raise TooMany
 
 
@@ -236,7 +233,7 @@ def cursor(
     asked: set[str] = set()
     answer = yield from walk.ask(url, params)
     while True:
-        yield walk.list(answer)
+        yield walk.page(answer)
         at = search(next, answer.json())
         if at in (None, "", False):
             return
@@ -248,16 +245,21 @@ def cursor(
         answer = yield from walk.ask(url, _with(params, param, at))
 
 
-def _slid(walk: _Walk, before: Sequence[tuple[str, Params | None]]) -> Generator[Any, Response, Page]:
-    """What slid back to pages that were read already, the last of them first: on until one holds something known."""
+def _slid(walk: _Walk, before: Sequence[tuple[str, Params | None]]) -> Generator[Any, Response, tuple[Page, Page]]:
+    """What slid back to pages that were read already, the last of them first: on until one holds something known.
+
+    Returns that, and the page just before as it is now.
+    """
     slid: Page = []
+    neighbour: Page | None = None
     for url, params in before[:_FURTHEST_BACK]:
-        found = walk.list((yield from walk.ask(url, params)))
+        found = walk.page((yield from walk.ask(url, params)))
+        neighbour = found if neighbour is None else neighbour
         known = walk.meets(found)
         slid = walk.unmet(found) + slid
-        if known or not found:
+        if known:
             break
-    return slid
+    return slid, neighbour or []
 
 
 def listed(answer: Response, items: Pick = None) -> Page:
