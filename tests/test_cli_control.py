@@ -143,3 +143,13 @@ def test_a_service_that_dies_in_the_middle_is_told_apart_from_an_answer(tmp_path
             asyncio.run(both())
     finally:
         listener.close()
+
+
+def test_a_second_service_does_not_take_the_socket_away(tmp_path: Path) -> None:
+    listener = control.listen(tmp_path / "control.sock")
+    try:
+        with pytest.raises(StoreError, match="another service answers"):
+            control.listen(tmp_path / "control.sock")
+        assert control.alive(tmp_path / "control.sock")
+    finally:
+        listener.close()

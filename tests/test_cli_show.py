@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pty
 import statistics
@@ -203,3 +204,11 @@ def test_instants_are_told_as_people_tell_them() -> None:
     assert show.ago((now + timedelta(minutes=10, seconds=1)).isoformat()) == "in 10m"
     assert show.ago((now - timedelta(days=3)).isoformat()) == "3d ago"
     assert show.when("2026-11-25T19:54:27.123456Z") == "2026-11-25 19:54:27Z"
+
+
+def test_half_a_character_in_a_key_is_shown_and_is_still_json() -> None:
+    code = "import sys; from watcher.cli import main, show; main(['version']); show.give(['\\ud800é😀'], True, print)"
+    for encoding in ("utf-8", "ascii"):
+        env = ENVIRONMENT | {"PYTHONIOENCODING": encoding}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=env, check=True)
+        assert json.loads(done.stdout.decode(encoding).partition("\n")[2]) == ["\ud800é😀"]

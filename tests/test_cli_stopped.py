@@ -339,6 +339,18 @@ def test_a_database_that_is_none_is_not_touched(watcher: Desk) -> None:
     assert Path("watcher.db").read_bytes() == b"not a database, " * 1000
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_what_root_makes_belongs_to_the_service_s_user(watcher: Desk) -> None:
+    """Else a service that runs as that user could not write its own database any more."""
+    os.chown(watcher.where, 65534, 65534)
+    watcher("pause", "one")
+    watcher("backup")
+    made = [*watcher.where.glob("watcher.db*"), *(watcher.where / "watcher-data").rglob("*")]
+    assert {path.stat().st_uid for path in made} == {65534}
+    watcher("restore", str(next((watcher.where / "watcher-data" / "backups").glob("*.db"))), "--yes")
+    assert {path.stat().st_uid for path in watcher.where.glob("watcher.db*")} == {65534}
+
+
 # --- doctor
 
 

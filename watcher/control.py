@@ -43,6 +43,8 @@ def listen(at: Path) -> socket.socket:
 
     Bound here and not by the web server, which would open it to everybody.
     """
+    if alive(at):
+        raise StoreError(f"another service answers on {at}: give each service a `data` directory of its own")
     at.parent.mkdir(parents=True, exist_ok=True)
     at.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -106,9 +108,11 @@ def application(operator: Operator) -> Starlette:
 
 
 def alive(at: Path) -> bool:
-    """Whether somebody listens there."""
+    """Whether somebody listens there. Raises StoreError when this user may not ask."""
     try:
         _connect(at).close()
+    except PermissionError as error:
+        raise StoreError(f"{at} belongs to the service's user: run this command as that user, or as root") from error
     except OSError:
         return False
     return True

@@ -15,8 +15,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from watcher import config as configuration
 from watcher.config import units
-from watcher.errors import StoreError, TriggerError, WatcherError
+from watcher.errors import ConfigError, StoreError, TriggerError, WatcherError
 from watcher.log import mask
 from watcher.store import audit
 from watcher.store import deliveries as delivery_store
@@ -79,6 +80,12 @@ class Unsuited(WatcherError):
     """The verb does not fit what it was asked of."""
 
     exit_code = 2
+
+
+class Rejected(WatcherError):
+    """The new configuration is bad; the message shows every mistake with its place."""
+
+    exit_code = 78
 
 
 # --- looking ----------------------------------------------------------------------------------------------------------
@@ -377,7 +384,10 @@ async def reload(op: Operator) -> Json:
     """Read the configuration again; a bad one leaves the old in force and is an error here."""
     if op.reload is None:
         raise StoreError("no service is running, so there is nothing to reload: `watcher serve` reads the file anyway")
-    await op.reload()
+    try:
+        await op.reload()
+    except ConfigError as error:
+        raise Rejected(configuration.render(error).rstrip()) from error
     config = op.config()
     return {"watchers": len(config.watchers), "flows": len(config.flows), "digest": config.digest}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -92,6 +93,9 @@ def _options(config: ConfigFile = None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Nobody but a developer (PYTHONDEVMODE=1) reads a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # half a surrogate pair in a key is no reason to fail
     if "_WATCHER_COMPLETE" in os.environ:
         typer.completion.get_completion_inspect_parameters()  # which teaches Typer the shells
     try:

@@ -158,12 +158,15 @@ def hand_over(config: Config) -> None:
     if os.geteuid() != 0:
         return
     path = sqlite_file(config.database)
-    made = [] if path is None else list(path.parent.glob(f"{path.name}*"))
-    backups = config.data / "backups"
-    made += [backups, *backups.glob("*")] if backups.exists() else []
+    home = config.data if path is None else path.parent
+    made = [] if path is None else list(home.glob(f"{path.name}*"))
+    if config.data.is_relative_to(home):
+        made += [config.data / "backups", *(config.data / "backups").glob("*")]
+        made += [config.data] if config.data != home else []
+    owner = home.stat()
     for each in made:
-        owner = each.parent.stat()
-        os.chown(each, owner.st_uid, owner.st_gid)
+        if each.exists():
+            os.chown(each, owner.st_uid, owner.st_gid)
 
 
 def sqlite_file(url: str) -> Path | None:

@@ -59,7 +59,7 @@ def mistakes(error: ConfigError) -> None:
 def give(value: Json, as_json: bool, render: Callable[[Json], None]) -> None:
     """The result of a command: as JSON when asked for, else as ``render`` prints it."""
     if as_json:
-        print(json.dumps(value, indent=2, ensure_ascii=False))
+        print(json.dumps(value, indent=2, ensure_ascii=sys.stdout.encoding.lower() != "utf-8"))
     else:
         render(value)
 

@@ -366,7 +366,7 @@ def _delivery(delivery: Json, attempts: Json) -> None:
         if attempt["answer"]:
             print(f"        {show.clean(attempt['answer'][:200])}")
     if delivery["status"] == "pending":
-        print(f"      next attempt {show.ago(delivery['due_at'])}")
+        print(f"      due {show.ago(delivery['due_at'])}")
 
 
 def _plan(plan: Json) -> None:
