@@ -14,7 +14,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
@@ -27,7 +27,7 @@ from watcher.errors import DeliveryError, StoreError, WatcherError
 from watcher.failpoint import failpoint
 from watcher.flows import presets
 from watcher.flows.preset import Resolved
-from watcher.flows.retry import Window, conclude, probe_after
+from watcher.flows.retry import MAX_ANSWER, Window, conclude, probe_after
 from watcher.store import deliveries, flows
 from watcher.store.db import Database
 from watcher.values import Config, Delivery, Flow, Judgement, Request, Response, Settlement, Verdict
@@ -575,6 +575,10 @@ class Dispatcher:
         self, wanted: _Claim, delivery: Delivery, judgement: Judgement, started_at: datetime, response: Response | None
     ) -> Settlement:
         assert self._config
+        if judgement.note:  # it may quote an address or an answer, and the answer may echo what it was sent
+            judgement = replace(judgement, note=logs.mask(judgement.note))
+        if response and response.body:
+            response = replace(response, body=_masked(response.body[:MAX_ANSWER]))
         return conclude(
             delivery,
             judgement,
@@ -645,6 +649,12 @@ def _build(flow: Flow, *, settings: Mapping[str, Any], **values: Any) -> Resolve
 
 def _is_reference(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(("$var:", "$res:", "$env:", "$file:"))
+
+
+def _masked(body: bytes) -> bytes:
+    text = body.decode("utf-8", "replace")
+    masked = logs.mask(text)
+    return body if masked == text else masked.encode()
 
 
 def _is_held(status: Any) -> bool:

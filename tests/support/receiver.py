@@ -157,6 +157,10 @@ class _Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data
+        if self.buffer.startswith(b"\x16\x03"):  # TLS: a server that speaks none answers in plain text
+            self.transport.write(answer(400, b"plain HTTP here"))
+            self.transport.close()
+            return
         while not self.task:
             request = self._next()
             if request is None:
