@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.receiver import Receiver
 from tests.support.scripts import until, write
 from tests.support.service import Service
 
@@ -267,15 +268,19 @@ async def test_a_second_sigterm_ends_at_once(service: Service) -> None:
     assert time.monotonic() - begun < 5
 
 
-async def test_without_server_there_is_no_api_and_local_flows_still_run(service: Service) -> None:
-    service.config = service.config.replace('[server]\nbind = "127.0.0.1:{port}"\n', "")
-    (service.where / "inbox" / "one").touch()
-    service.start()
-    await service.event("service.ready")
-    await arrive(service, "one")
-    with pytest.raises(OSError):
-        await service.get("/healthz")
-    assert await service.stop() == 0
+async def test_without_server_there_is_no_api_and_the_rest_works(service: Service) -> None:
+    async with Receiver() as receiver:
+        local = 'steps = ["record.py"]'
+        service.config = service.config.replace('[server]\nbind = "127.0.0.1:{port}"\n', "").replace(
+            local, f'url = "{receiver.url}/ok"'
+        )
+        (service.where / "inbox" / "one").touch()
+        service.start()
+        await service.event("service.ready", seconds=60)
+        await receiver.wait(1)
+        with pytest.raises(OSError):
+            await service.get("/healthz")
+        assert await service.stop() == 0
 
 
 async def test_a_file_that_is_no_database_is_refused_with_advice(service: Service) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.applications import Starlette
 
 from watcher import config as configuration
 from watcher import control, log, metrics
@@ -193,6 +194,7 @@ class Service:
         self.runtime = runtime
         self.notifier = notifier
         self.started_at = runtime.clock()
+        self.up = asyncio.Event()  # everything runs
         self.stop = asyncio.Event()  # asked to stop: no new ticks, claims or jobs
         self.reload_error = ""
         self.damage = ""
@@ -203,8 +205,8 @@ class Service:
         log.register(self._token)
 
         config, db, clock = runtime.config, runtime.db, runtime.clock
-        self.listener = bind(config.server.host, config.server.port) if config.server else bind("127.0.0.1", 0)
-        self.url = url_of(self.listener)
+        self.listener = bind(config.server.host, config.server.port) if config.server else None
+        self.url = url_of(self.listener) if self.listener else ""
         self.outbound = local_flows(config, self.url, self._token)
         self.sender = Sender()
         self.dispatcher = Dispatcher(lambda: self.outbound, db, self.sender, runtime.resolver, clock)
@@ -223,34 +225,43 @@ class Service:
         loop.add_signal_handler(signal.SIGTERM, self._asked_to_stop)
         loop.add_signal_handler(signal.SIGINT, self._asked_to_stop)
         loop.add_signal_handler(signal.SIGHUP, self._asked_to_reload)
-        server = Listener(self._application(), self.listener)
-        commands = Listener(
-            control.application(self._operator()), control.listen(control.path(self.runtime.config.data))
-        )
         try:
             async with asyncio.TaskGroup() as parts:
-                await server.start()
-                await commands.start()
-                work = [
-                    parts.create_task(self.dispatcher.serve(self.stop), name="dispatcher"),
-                    parts.create_task(self.jobs.serve(self.stop), name="jobs"),
-                ]
-                chores = [parts.create_task(chore, name=name) for name, chore in self._chores().items()]
-                await self._start_clock()
-                self._ready()
-                await self.stop.wait()
-                self.notifier.stopping()
-                self.clock.stop()
-                for chore in chores:
-                    chore.cancel()
-                await self._drain(work)
-                await commands.stop()
-                await server.stop()
+                await self._live(parts)
+        except ExceptionGroup as group:
+            foreseen, unforeseen = group.split(WatcherError)
+            if unforeseen is None and foreseen is not None:
+                raise foreseen.exceptions[0] from group
+            _log.critical("service.died", exc_info=unforeseen)
+            return 1
         finally:
             await self.sender.close()
             control.path(self.runtime.config.data).unlink(missing_ok=True)
         _log.info("service.stopped")
         return 0
+
+    async def _live(self, parts: asyncio.TaskGroup) -> None:
+        commands = control.listen(control.path(self.runtime.config.data))
+        listeners = [Listener(control.application(self._operator()), commands)]
+        if self.listener:
+            listeners.append(Listener(self._application(), self.listener))
+        for listener in listeners:
+            await listener.start()
+        work = [
+            parts.create_task(self.dispatcher.serve(self.stop), name="dispatcher"),
+            parts.create_task(self.jobs.serve(self.stop), name="jobs"),
+        ]
+        await self._start_clock()
+        chores = [parts.create_task(chore, name=name) for name, chore in self._chores().items()]
+        self._ready()
+        await self.stop.wait()
+        self.notifier.stopping()
+        self.clock.stop()
+        for chore in chores:
+            chore.cancel()
+        await self._drain(work)
+        for listener in listeners:
+            await listener.stop()
 
     def _chores(self) -> dict[str, Coroutine[Any, Any, None]]:
         return {
@@ -273,11 +284,12 @@ class Service:
         metrics.reload_ok.set(1)
         _log.info(
             "service.ready",
-            url=self.url if config.server else None,
+            url=self.url or None,
             watchers=len(config.watchers),
             flows=len(config.flows),
             database=self.runtime.db.dialect,
         )
+        self.up.set()
         self.notifier.ready(f"{len(config.watchers)} watchers, {len(config.flows)} flows")
 
     async def _drain(self, work: Sequence[asyncio.Task[None]]) -> None:
@@ -327,6 +339,7 @@ class Service:
 
     async def reload(self) -> None:
         """Validate the file whole, then swap; a bad one leaves the old in force. Raises ConfigError, StoreError."""
+        await self.up.wait()
         async with self._reloading:
             self.notifier.reloading()
             self._stamp = _stamp(self.file)
@@ -348,6 +361,8 @@ class Service:
         for name in (name for name, value in kept.items() if value != getattr(config, name)):
             _log.warning("config.needs_restart", option=name)
         config = replace(config, **kept)
+        if config.server is None and any(flow.steps for flow in config.flows.values()):
+            raise WatcherError("a local flow needs [server], and a new [server] takes a restart of the service")
         failpoint("mid_reload")
         await self.runtime.follow(config)
         self.runtime.config = config
@@ -436,14 +451,13 @@ class Service:
 
     # --- answering ---
 
-    def _application(self) -> Any:
+    def _application(self) -> Starlette:
         config = self.runtime.config
-        routes = windmill.routes(self.jobs, lambda: config.workspace)
-        public = api.PUBLIC
-        if config.server:
-            routes = [*api.routes(self.readiness, self.figures.text), *routes]
-        hosts = site.hosts(config.server or Server())
-        return site.application(routes, authenticate=self.authenticate, public=public, hosts=hosts)
+        return site.application(
+            [*api.routes(self.readiness, self.figures.text), *windmill.routes(self.jobs, lambda: config.workspace)],
+            authenticate=self.authenticate,
+            hosts=site.hosts(config.server or Server()),
+        )
 
     def _operator(self) -> Operator:
         return replace(
@@ -475,7 +489,8 @@ class Service:
                 await self._ask_database()
         except (StoreError, TimeoutError) as error:
             database = str(error) or "no answer within 5 s"
-        fine = database == "ok" and not self.brake.reason and not self.stop.is_set()
+        running = self.up.is_set() and not self.stop.is_set()
+        fine = running and database == "ok" and not self.brake.reason
         return fine, {
             "ready": fine,
             "database": database,

@@ -131,8 +131,10 @@ class Service:
 
     async def event(self, name: str, count: int = 1, seconds: float = 30) -> dict[str, Any]:
         """Wait for the ``count``-th event of that name."""
-        until = time.monotonic() + seconds
-        while time.monotonic() < until:
+        assert self.process is not None
+        until, running = time.monotonic() + seconds, True
+        while running and time.monotonic() < until:
+            running = self.process.poll() is None
             if len(found := self.events(name)) >= count:
                 return found[count - 1]
             await asyncio.sleep(0.02)
