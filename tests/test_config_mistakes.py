@@ -265,7 +265,7 @@ def test_an_empty_file_is_good(tmp_path: Path) -> None:
 
 
 def test_a_half_written_file_is_a_mistake(tmp_path: Path) -> None:
-    """Wherever an editor was interrupted: what remains is a good configuration or a told mistake, never another error."""
+    """Wherever an editor was interrupted: what remains is good, or a told mistake; no other error."""
     for length in range(len(GOOD)):
         with suppress(ConfigError):
             load(tmp_path, GOOD[:length])

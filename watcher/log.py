@@ -9,6 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Literal, TextIO
 from urllib.parse import quote, quote_plus
 
@@ -24,6 +25,8 @@ _MOST_SECRETS = 10_000
 
 _forms: dict[str, tuple[str, ...]] = {}
 """Secret → the ways it may be written, longest first. Oldest first, so that rotation cannot grow it for ever."""
+_unbroken: dict[str, tuple[str, ...]] = {}
+"""The same without white space, to be found in a text without white space."""
 
 
 def register(value: str) -> None:
@@ -31,8 +34,13 @@ def register(value: str) -> None:
     if len(value) < SHORTEST or value in _forms:
         return
     while len(_forms) >= _MOST_SECRETS:
-        _forms.pop(next(iter(_forms)), None)
-    _forms[value] = _written(value)
+        oldest = next(iter(_forms))
+        del _forms[oldest], _unbroken[oldest]
+    forms = _written(value)
+    joined = (_BREAKS.sub("", form) for form in forms)
+    _unbroken[value] = tuple(form for form in joined if len(form) >= SHORTEST)
+    _forms[value] = forms
+    _mask_short.cache_clear()
 
 
 def _written(value: str) -> tuple[str, ...]:
@@ -73,6 +81,10 @@ def mask(text: str) -> str:
 
     Registered secrets are found plain, base64, URL-encoded, JSON-escaped, and broken over several lines.
     """
+    return _mask_short(text) if len(text) < 200 else _mask(text)
+
+
+def _mask(text: str) -> str:
     for forms in list(_forms.values()):
         for form in forms:
             if form in text:
@@ -82,6 +94,10 @@ def mask(text: str) -> str:
     for pattern, shown in _PATTERNS:
         text = pattern.sub(shown, text)
     return text
+
+
+_mask_short = lru_cache(maxsize=4096)(_mask)
+"""Names of events, watchers and flows come again and again."""
 
 
 def _mask_broken(text: str) -> str:
@@ -97,7 +113,7 @@ def _mask_broken(text: str) -> str:
     places.extend(range(end, len(text)))
     joined = "".join(kept)
     hidden: list[tuple[int, int]] = []
-    for forms in list(_forms.values()):
+    for forms in list(_unbroken.values()):
         for form in forms:
             at = joined.find(form)
             while at >= 0:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from watcher import config
-from watcher.errors import Mistake
+from watcher.errors import ConfigError, Mistake
 
 GOOD = """\
 database = "sqlite:///w.db"
@@ -40,7 +40,7 @@ def load(folder: Path, text: str = GOOD, environ: Mapping[str, str] | None = Non
 
 def mistakes(folder: Path, text: str | bytes, environ: Mapping[str, str] | None = None, **flags: Any) -> list[Mistake]:
     file = write(folder, text)
-    with pytest.raises(config.ConfigError) as caught:
+    with pytest.raises(ConfigError) as caught:
         config.read(file, environ=environ or {}, overrides=flags or None)
     assert caught.value.exit_code == 78
     return caught.value.mistakes

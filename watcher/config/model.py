@@ -137,12 +137,12 @@ def _plain(value: Any, depth: int = 0) -> Any:
 AnyJson = Annotated[Any, BeforeValidator(_plain), WithJsonSchema({})]
 JsonObject = Annotated[dict[str, Any], BeforeValidator(_plain)]
 
-_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,99}$"
 PATH = r"^[A-Za-z0-9_.@-]+(/[A-Za-z0-9_.@-]+)+$"
 
 
 def _name(value: str) -> str:
-    if not units.matches(_NAME, value):
+    if not units.matches(NAME, value):
         raise ValueError(
             f'"{units.shortened(value)}" is not a name: use letters, digits, "_", "-" and "." (at most 100)'
         )
@@ -155,8 +155,8 @@ def _path(value: str) -> str:
     return value
 
 
-Name = Annotated[str, AfterValidator(_name), Field(json_schema_extra={"pattern": _NAME})]
-Path = Annotated[str, AfterValidator(_path), Field(json_schema_extra={"pattern": PATH})]
+Name = Annotated[str, AfterValidator(_name)]
+Path = Annotated[str, AfterValidator(_path)]
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def _located(problem: Problem, sources: Sources, positions: Positions | None) ->
     place = None
     if problem.line:
         place = Place(problem.line, problem.column, problem.column + 1)
-    elif positions is not None and problem.loc and not problem.source:
+    elif positions is not None and problem.loc and (not origin or origin.startswith("$")):
         place = _place(problem, positions)
     if place is None or positions is None:
         return Mistake(where, mask(problem.message), sources.file, hint=mask(problem.hint))

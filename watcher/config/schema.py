@@ -23,7 +23,13 @@ def json_schema() -> dict[str, Any]:
     for title, noun in _TABLES.items():
         _put_right(tables[title], noun)
     _put_right(schema, model.Settings)
-    # Taplo and Tombi look for this key in the file itself; it is a comment there, so nothing else is needed.
+    for named, pattern in (
+        ("flows", model.NAME),
+        ("watchers", model.NAME),
+        ("resources", model.PATH),
+        ("variables", model.PATH),
+    ):
+        schema["properties"][named]["propertyNames"] = {"pattern": pattern}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "watcher.schema.json", **schema}
 
 

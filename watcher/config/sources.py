@@ -27,6 +27,7 @@ MAX_VALUE = 1024 * 1024
 MAX_SYNTAX_ERRORS = 20
 
 PREFIX = "WATCHER_"
+SYSTEM = "/etc/watcher"
 NOT_SETTINGS = frozenset(
     PREFIX + name for name in ("CONFIG", "SECRETS_DIR", "SECRET_KEY", "URL", "TOKEN", "TEST", "FAILPOINT", "LONG")
 )
@@ -81,7 +82,7 @@ def find(environ: Mapping[str, str]) -> Path | None:
     if environ.get("WATCHER_CONFIG"):
         return Path(environ["WATCHER_CONFIG"])
     home = environ.get("XDG_CONFIG_HOME") or (environ["HOME"] + "/.config" if environ.get("HOME") else "")
-    places = [environ.get("CONFIGURATION_DIRECTORY", ""), ".", home + "/watcher" if home else "", "/etc/watcher"]
+    places = [environ.get("CONFIGURATION_DIRECTORY", ""), ".", home + "/watcher" if home else "", SYSTEM]
     return next(
         (Path(place, "watcher.toml") for place in places if place and Path(place, "watcher.toml").exists()), None
     )
@@ -354,11 +355,7 @@ def _shape(kind: Any) -> tuple[type[BaseModel] | None, Any]:
 
 def _put(sources: Sources, loc: Loc, value: Any, origin: str) -> None:
     if isinstance(value, str):
-        try:
-            value = _converted(loc, value)
-        except SettingsError:
-            sources.problems.append(Problem(loc, f"{origin} must be written as JSON", source=origin))
-            return
+        value = _converted(loc, value)
     here: Any = sources.tree
     for name in loc[:-1]:
         here = here[int(name)] if isinstance(here, list) else here.setdefault(name, {})
@@ -372,7 +369,10 @@ def _converted(loc: Loc, text: str) -> Any:
     preset_only = loc[0] == "flows" and len(loc) > 2 and loc[2] not in Flow.model_fields
     if preset_only or any(isinstance(name, int) for name in loc):
         return text
-    value: Any = _One(loc, text)()
+    try:
+        value: Any = _One(loc, text)()
+    except SettingsError:  # not JSON: one text of a list, or a mistake that validation tells better
+        return text
     for name in loc:
         value = value.get(name) if isinstance(value, dict) else None
     return text if value is None else value

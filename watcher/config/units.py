@@ -76,8 +76,10 @@ def show_size(value: int) -> str:
 
 def show_rate(value: tuple[int, timedelta]) -> str:
     """A text that `rate` reads back."""
-    span = show_duration(value[1])
-    return f"{value[0]}/{span[1:] if span in ('1s', '1m', '1h', '1d') else span}"
+    seconds = round(value[1].total_seconds())
+    unit = next(unit for unit in "dhms" if seconds % _UNITS[unit] == 0)
+    spans = round(seconds / _UNITS[unit])
+    return f"{value[0]}/{spans if spans > 1 else ''}{unit}"
 
 
 def shortened(text: str, limit: int = 60) -> str:
