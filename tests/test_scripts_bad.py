@@ -375,8 +375,8 @@ async def test_the_processor_limit_counts_one_run_not_the_worker_s_life(scripts:
             return []
         """,
     )
-    for _ in range(4):
-        await scripts.call(Call(script, cpu_limit=timedelta(seconds=1)), FakeHost())
+    for _ in range(6):
+        await scripts.call(Call(script, cpu_limit=timedelta(seconds=2)), FakeHost())
 
 
 async def test_a_gigabyte_of_output_is_drained_and_its_end_kept(scripts: Scripts, tmp_path: Path) -> None:

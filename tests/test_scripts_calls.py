@@ -418,3 +418,21 @@ async def test_a_step_that_sets_a_state_hears_that_it_would_be_lost(scripts: Scr
     step = write(tmp_path, "from watcher import set_state\ndef main(): set_state(1)\n")
     with pytest.raises(TriggerError, match="a step of a flow keeps no state"):
         await scripts.step(step, {}, host=FakeHost())
+
+
+async def test_a_package_in_an_environment_below_the_script_is_imported_once(scripts: Scripts, tmp_path: Path) -> None:
+    site = tmp_path / ".venv" / "site-packages"
+    (site / "package").mkdir(parents=True)
+    write(site / "package", f"open({str(tmp_path / 'imported')!r}, 'a').write('x')\n", "__init__.py")
+    script = write(
+        tmp_path,
+        f"""
+        import sys
+        sys.path.append({str(site)!r})
+        import package
+        def main(): return []
+        """,
+    )
+    for _ in range(3):
+        await scripts.call(Call(script), FakeHost())
+    assert (tmp_path / "imported").read_text() == "x"

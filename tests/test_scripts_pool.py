@@ -245,3 +245,11 @@ async def _lateness(tick: float, ended: Callable[[], bool]) -> list[float]:
         await asyncio.sleep(tick)
         late.append(time.perf_counter() - due)
     return late
+
+
+async def test_many_that_start_with_one_script_describe_it_once(tmp_path: Path) -> None:
+    mark = tmp_path / "described"
+    script = write(tmp_path, f"open({str(mark)!r}, 'a').write('x')\ndef main(): return []\n")
+    async with running() as scripts:
+        await asyncio.gather(*(scripts.describe(script) for _ in range(20)))
+    assert mark.read_text() == "x"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 from collections.abc import Mapping
 from datetime import timedelta
@@ -33,6 +34,7 @@ class Scripts:
         self._loop = Loop(settings)
         self._python = Python(settings)
         self._wants_loop: dict[Path, tuple[Version, bool]] = {}
+        self._describing: dict[Path, asyncio.Lock] = {}
         self._described: dict[Path, tuple[Version, Described]] = {}
 
     async def start(self) -> None:
@@ -48,13 +50,12 @@ class Scripts:
 
     async def describe(self, script: Path) -> Described:
         """What a script says of itself; asked anew only when the file was edited."""
-        now = version(script)
-        known = self._described.get(script)
-        if known and known[0] == now:
+        async with self._describing.setdefault(script, asyncio.Lock()):  # a hundred watchers may start with one script
+            now = version(script)
+            known = self._described.get(script)
+            if known is None or known[0] != now:
+                known = self._described[script] = now, await self._runtime(script).describe(script)
             return known[1]
-        described = await self._runtime(script).describe(script)
-        self._described[script] = now, described
-        return described
 
     async def check(self, script: Path, args: Mapping[str, Json]) -> None:
         """Raise TriggerError of kind ``arguments``, with every mistake, if main would not take these."""

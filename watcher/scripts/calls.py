@@ -24,7 +24,7 @@ class Call:
     state_path: str = ""
     env: Mapping[str, str] = field(default_factory=dict)  # for this run only: WM_TOKEN and its like
     timeout: timedelta = timedelta(seconds=60)
-    cpu_limit: timedelta | None = None  # of each process; None: as long as ``timeout``
+    cpu_limit: timedelta | None = None  # of each process; None: what all cores could do within ``timeout``
     memory_limit: int = MEMORY  # bytes above an idle worker's own
     key: str | None = None  # JMESPath; before the label's
     cursor: str | None = None

@@ -46,7 +46,7 @@ def pack_text(text: str, blob: bytes = b"") -> bytes:
     return b"".join((HEAD.pack(len(body), len(blob)), body, blob))
 
 
-def lengths(head: bytes, limit: int) -> tuple[int, int]:
+def lengths(head: bytes, limit: int = 1 << 33) -> tuple[int, int]:
     """How many bytes of JSON and of attachment follow. FrameError above ``limit`` bytes together."""
     text, blob = HEAD.unpack(head)
     if text + blob > limit:

@@ -17,6 +17,7 @@ from watcher.scripts.arguments import Arguments
 from watcher.trigger import Marked, marked
 from watcher.values import Label
 
+MODULE = "watcher_script_"  # begins the name of every script's module
 DETAIL = 8 * 1024  # characters of a traceback that are kept
 
 Version = tuple[int, int, int]
@@ -81,7 +82,7 @@ class Loaded:
 def load(code: Code) -> Loaded:
     """Execute a script in a fresh namespace. What it raises comes through as it is."""
     # The name keeps clear of the standard library's: a script may well be called git.py or json.py.
-    name = f"watcher_script_{code.path.stem}"
+    name = f"{MODULE}{code.path.stem}"
     module = types.ModuleType(name)
     module.__file__ = str(code.path)
     sys.modules[name] = module  # pydantic and dataclasses look annotations up there

@@ -49,7 +49,9 @@ def environment(source: Mapping[str, str], names: tuple[str, ...]) -> dict[str, 
 class Process:
     """A warden and its worker. Made by `Process.start`, ended by `kill`, and never used by two runs at once."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], control: socket.socket, output: int, limit: int) -> None:
+    def __init__(
+        self, popen: subprocess.Popen[bytes], channel: socket.socket, control: socket.socket, output: int, limit: int
+    ) -> None:
         self.pid = popen.pid
         self.runs = 0
         self.fit = False  # set by a run that left the worker as it was
@@ -62,13 +64,14 @@ class Process:
         self._limit = limit
         self._tail = bytearray()
         self._dropped = 0
+        self._channel = channel
         self._reader: asyncio.StreamReader
         self._writer: asyncio.StreamWriter
         self._ended: asyncio.Task[str] | None = None
 
     @classmethod
     async def start(cls, *, memory: int, limit: int, env: Mapping[str, str]) -> Process:
-        """Start a worker with ``memory`` bytes for scripts and messages of at most ``limit`` bytes."""
+        """Start a worker with ``memory`` bytes for scripts, whose messages have ``limit`` bytes at most."""
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             channel, their_channel = socket.socketpair()
             control, their_control = socket.socketpair()
@@ -81,7 +84,7 @@ class Process:
             ours.callback(os.close, output)
             fds = (their_channel.fileno(), their_control.fileno())
             popen = subprocess.Popen(  # noqa: ASYNC220 -- a millisecond; asyncio's way costs a thread per process
-                [sys.executable, "-I", "-X", "utf8", "-c", _START, *map(str, (*fds, memory, limit))],
+                [sys.executable, "-I", "-X", "utf8", "-c", _START, *map(str, (*fds, memory))],
                 stdin=subprocess.DEVNULL,
                 stdout=their_output,
                 stderr=their_output,
@@ -94,10 +97,10 @@ class Process:
         for end in (channel, control):
             end.setblocking(False)
         os.set_blocking(output, False)
-        process = cls(popen, control, output, limit)
+        process = cls(popen, channel, control, output, limit)
         asyncio.get_running_loop().add_reader(output, process._drain)
-        process._reader, process._writer = await asyncio.open_connection(sock=channel)
         try:
+            process._reader, process._writer = await asyncio.open_connection(sock=channel)
             async with asyncio.timeout(START):
                 message, _ = await process.receive()
         except (Died, TimeoutError, frames.FrameError) as error:
@@ -168,7 +171,10 @@ class Process:
         loop.remove_reader(self._output)
         os.close(self._output)
         self._control.close()
-        self._writer.close()
+        if hasattr(self, "_writer"):
+            self._writer.close()
+        else:
+            self._channel.close()
         return how or "killed 9"
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import signal
 from collections.abc import Mapping
 from contextlib import suppress
@@ -114,12 +115,11 @@ class Python:
             return talk
 
     def _order(self, op: str, call: Call) -> Message:
-        cpu = call.cpu_limit or call.timeout
         order = {
             "op": op, "script": str(call.script), "args": call.args, "since": call.since,
             "key": call.key, "cursor": call.cursor, "state_path": call.state_path, "workspace": call.workspace,
             "job_id": call.job_id, "env": dict(call.env), "cwd": str(call.cwd) if call.cwd else None,
-            "cpu": math.ceil(cpu.total_seconds()),
+            "cpu": math.ceil(_processor_time(call)),
             "max_items": self._settings.max_items, "max_bytes": self._settings.max_result,
         }  # fmt: skip
         return order if call.state is UNSET else {**order, "state": call.state}
@@ -221,6 +221,11 @@ class _Nobody:
         return True
 
 
+def _processor_time(call: Call) -> float:
+    """Seconds that a process may use: by default what all cores could do until the timeout."""
+    return (call.cpu_limit or call.timeout * (os.cpu_count() or 1)).total_seconds()
+
+
 def _label(facts: Mapping[str, Any], doc: str) -> Label:
     return Label(**{**facts, "on": tuple(facts["on"]), "doc": doc})
 
@@ -264,8 +269,7 @@ def _death(how: str, call: Call) -> tuple[str, str]:
     if what == "processes":
         return f"{name} started more processes than are allowed at once, and was stopped with all of them", "crashed"
     if how == f"killed {signal.SIGXCPU:d}":
-        seconds = (call.cpu_limit or call.timeout).total_seconds()
-        return f"{name} used more than {seconds:g} s of processor time and was stopped", "cpu"
+        return f"{name} used more than {_processor_time(call):g} s of processor time and was stopped", "cpu"
     if what == "killed":
         with suppress(ValueError):
             number = signal.Signals(int(number)).name

@@ -22,7 +22,7 @@ PATIENCE = 5.0  # seconds that killed processes may take to vanish
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def main(channel_fd: int, control_fd: int, memory: int, limit: int) -> NoReturn:
+def main(channel_fd: int, control_fd: int, memory: int) -> NoReturn:
     """Fork the worker and watch over it until it ends or the service lets go of ``control_fd``.
 
     The service writes ``w`` to have the worker's processes counted and weighed, ``s`` to stop that, and closes its
@@ -41,7 +41,7 @@ def main(channel_fd: int, control_fd: int, memory: int, limit: int) -> NoReturn:
         os.setsid()
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() == warden:
-            worker.main(channel, memory, limit)
+            worker.main(channel, memory)
         os._exit(1)
     channel.close()
     nothing = os.open(os.devnull, os.O_RDWR)

@@ -14,6 +14,7 @@ import resource
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -26,13 +27,14 @@ from watcher.errors import TriggerError
 from watcher.scripts import frames
 from watcher.scripts.entries import Picked, to_json
 from watcher.scripts.listing import Row, Sink, drain, drain_sync
-from watcher.scripts.loading import Code, Loaded, failure, load, read, version
+from watcher.scripts.loading import MODULE, Code, Loaded, failure, load, read, version
 from watcher.values import UNSET, Json
 
 CHUNK = 256 * 1024  # characters of entries in one message: the service decodes one in a few milliseconds
 ALLOWANCE = 48 * 1024 * 1024  # address space for what the runtime itself still loads: pydantic, a thread's stack
 FILE_SIZE = 1 << 30
 OPEN_FILES = 1024
+PROF_CLOCK = -8  # MAKE_PROCESS_CPUCLOCK(0, CPUCLOCK_PROF): what RLIMIT_CPU goes by; getrusage can be far behind it
 FORGETFUL = ("wmill",)  # modules that keep a run's token in a global: imported anew by every run
 
 Message = dict[str, Any]
@@ -41,9 +43,8 @@ Message = dict[str, Any]
 class Pipe:
     """The worker's end of the channel. Any thread may ask; one thread listens."""
 
-    def __init__(self, channel: socket.socket, limit: int) -> None:
+    def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
-        self._limit = limit
         self._sending = threading.Lock()
         self._asked: dict[int, Future[tuple[Message, bytes]]] = {}
         self._ids = itertools.count(1)
@@ -80,7 +81,7 @@ class Pipe:
     def _listen(self) -> NoReturn:
         try:
             while True:
-                text, blob = frames.lengths(self._exactly(frames.HEAD.size), self._limit)
+                text, blob = frames.lengths(self._exactly(frames.HEAD.size))
                 message = frames.unpack(self._exactly(text))
                 self._take(message, self._exactly(blob))
         finally:
@@ -250,13 +251,12 @@ async def _awaited(result: Any) -> Any:
 def _as_it_was(order: Message) -> Iterator[None]:
     """Set up the process for one order, and undo afterwards what the script changed in it."""
     environment, path, streams = dict(os.environ), list(sys.path), (sys.stdin, sys.stdout, sys.stderr)
-    modules = set(sys.modules)
+    modules, folder = set(sys.modules), str(Path(order["script"]).parent)
     here = os.open(".", os.O_RDONLY | os.O_DIRECTORY)
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    _soft_limit(resource.RLIMIT_CPU, int(usage.ru_utime + usage.ru_stime) + 1 + order["cpu"])
+    _soft_limit(resource.RLIMIT_CPU, int(time.clock_gettime(PROF_CLOCK)) + 1 + order["cpu"])
     try:
         os.environ.update(order["env"])
-        folder = str(Path(order["script"]).parent)
+        sys.argv = [order["script"]]
         sys.path.append(folder)  # last: a helper beside the script can be imported, but hides nothing
         if order["cwd"]:
             os.chdir(order["cwd"])
@@ -269,7 +269,7 @@ def _as_it_was(order: Message) -> Iterator[None]:
         sys.stdin, sys.stdout, sys.stderr = streams
         sys.path[:] = path
         for name in set(sys.modules) - modules:
-            if name.partition(".")[0] in FORGETFUL or _lies_in(sys.modules[name], folder):
+            if _is_of_one_run(name, sys.modules[name], folder):
                 del sys.modules[name]
         if os.environ != environment:
             os.environ.clear()
@@ -283,10 +283,14 @@ def _soft_limit(kind: int, soft: int) -> None:
     resource.setrlimit(kind, (soft if hard == resource.RLIM_INFINITY else min(soft, hard), hard))
 
 
-def _lies_in(module: ModuleType | None, folder: str) -> bool:
-    """A helper beside the script, or the script: the next run must see it as it is by then."""
+def _is_of_one_run(name: str, module: ModuleType | None, folder: str) -> bool:
+    """The script, and a helper beside it: the next run must see them as they are by then."""
+    top = name.partition(".")[0]
+    if top in FORGETFUL or top.startswith(MODULE):
+        return True
+    # A package in an environment below the folder (.venv) is no helper of the script.
     file = getattr(module, "__file__", None)
-    return isinstance(file, str) and file.startswith(folder + os.sep)
+    return isinstance(file, str) and file.startswith(os.path.join(folder, top))
 
 
 def _health() -> Message:
@@ -326,14 +330,14 @@ def _limit(memory: int) -> None:
         resource.setrlimit(kind, (most, most))
 
 
-def main(channel: socket.socket, memory: int, limit: int) -> NoReturn:
-    """Serve for ever: `memory` bytes for scripts, messages of at most ``limit`` bytes."""
+def main(channel: socket.socket, memory: int) -> NoReturn:
+    """Serve for ever, with ``memory`` bytes for scripts."""
     sys.dont_write_bytecode = True
     for stream in (sys.stdout, sys.stderr):
         assert isinstance(stream, io.TextIOWrapper)
         stream.reconfigure(line_buffering=True, errors="backslashreplace")  # a crash keeps what was printed
     faulthandler.enable()
-    pipe = Pipe(channel, limit)
+    pipe = Pipe(channel)
     _limit(memory)
     gc.freeze()
     pipe.send('{"op":"ready"}')
