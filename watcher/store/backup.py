@@ -36,7 +36,7 @@ async def restore(url: str, source: Path, now: datetime) -> Path | None:
     if not source.is_file():  # noqa: ASYNC240
         raise StoreError(f"{source}: no such backup")
     if dialect_of(url) == "postgresql":
-        await _read_in(url, source, now)
+        await _read_in(url, source)
         return None
     with lock(url):
         target = sqlite_path(url)
@@ -47,7 +47,7 @@ async def restore(url: str, source: Path, now: datetime) -> Path | None:
                 shutil.copyfile(source, part)
                 await _finish(f"sqlite:///{part}", now)
             else:
-                await _read_in(f"sqlite:///{part}", source, now)
+                await _read_in(f"sqlite:///{part}", source)
             os.chmod(part, 0o600)
             return _put_in_place(part, target, now)
         finally:
@@ -88,18 +88,18 @@ async def _finish(url: str, now: datetime) -> None:
         await db.close()
 
 
-async def _read_in(url: str, source: Path, now: datetime) -> None:
+async def _read_in(url: str, source: Path) -> None:
     db = await Database.open(url)
     try:
         with source.open(encoding="utf-8") as lines:
-            await import_(db, lines, now=now, replace=True)
+            await import_(db, lines, replace=True)
     except UnicodeDecodeError as error:
         raise Damaged(f"{source} is neither a SQLite database nor an export") from error
     finally:
         await db.close()
 
 
-async def import_(db: Database, lines: Iterable[str], *, now: datetime, replace: bool = False) -> int:
+async def import_(db: Database, lines: Iterable[str], *, replace: bool = False) -> int:
     """Read an export into an empty database, of either kind; with ``replace`` what is there goes first.
 
     All or nothing, in one transaction. The schema is made as old as the export, filled, then brought up to date.

@@ -69,6 +69,13 @@ async def resume(tx: AsyncConnection, name: str, now: datetime) -> bool:
     return bool((await tx.execute(update(flow).where(flow.c.name == name, stopped).values(free))).rowcount)
 
 
+async def end_hold(tx: AsyncConnection, name: str, now: datetime) -> bool:
+    """Send to a held flow as usual again; what an operator paused stays paused. True: it was held."""
+    free = {"held_since": None, "held_reason": "", "probe_at": None, "probes": 0}
+    held = update(flow).where(flow.c.name == name, flow.c.held_since.is_not(None))
+    return bool((await tx.execute(held.values(free))).rowcount)
+
+
 async def pause(tx: AsyncConnection, name: str, reason: str, now: datetime) -> None:
     """Send nothing to a flow, not even a probe, until somebody resumes it."""
     await _know(tx, [name])
