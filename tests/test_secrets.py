@@ -97,6 +97,19 @@ def test_no_error_and_no_repr_shows_a_key_or_a_secret() -> None:
         assert "hunter2" not in str(caught.value)
 
 
+def test_a_start_with_secrets_and_no_key_or_another_one_is_refused() -> None:
+    mine = key()
+    stored = {PATH: mine.encrypt(PATH, "hunter2"), "u/admin/b": mine.encrypt("u/admin/b", "x")}
+    secrets.require(mine, stored)
+    secrets.require(None, {})
+    with pytest.raises(SecretError, match="there is no key"):
+        secrets.require(None, stored)
+    with pytest.raises(SecretError, match="another key"):
+        secrets.require(key(), stored)
+    with pytest.raises(SecretError, match="altered"):
+        secrets.require(mine, {PATH: stored["u/admin/b"]})
+
+
 # --- where the key is -------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from watcher.errors import SecretError
 from watcher.log import mask, register
 
-__all__ = ["Key", "is_encrypted", "load_key", "mask", "new_key", "register"]
+__all__ = ["Key", "is_encrypted", "load_key", "mask", "new_key", "register", "require"]
 
 CREDENTIAL = "watcher-key"
 """The name of the systemd credential: ``LoadCredentialEncrypted=watcher-key:…``."""
@@ -72,6 +72,20 @@ def is_encrypted(stored: str) -> bool:
     """Whether a stored value is one that `Key.encrypt` made."""
     version, _, rest = stored.partition(":")
     return version == "v1" and ":" in rest
+
+
+def require(key: Key | None, stored: Mapping[str, str]) -> None:
+    """Refuse to start when secrets are stored (path → encrypted value) that the key does not open. Raises SecretError.
+
+    Without this the service would run until the first delivery that needs one.
+    """
+    for path, value in stored.items():
+        if key is None:
+            raise SecretError(
+                f"variable {path} is encrypted, and there is no key: put it back as the credential {CREDENTIAL}, as "
+                "secret_key_file, or in WATCHER_SECRET_KEY"
+            )
+        key.decrypt(path, value)
 
 
 def new_key() -> str:
