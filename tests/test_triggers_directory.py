@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from tests.support.watching import Watching, fetcher
 from watcher.errors import TriggerError
 from watcher.scripts import Scripts
 from watcher.values import ScriptSettings
 
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-@pytest.fixture
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def scripts() -> AsyncIterator[Scripts]:
     scripts = Scripts(ScriptSettings())
     await scripts.start()

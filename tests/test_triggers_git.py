@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 from tests.support.watching import Watching, fetcher
 from watcher.errors import TriggerError
@@ -56,7 +57,10 @@ def repo(tmp_path: Path) -> Repo:
     return Repo(tmp_path / "repo")
 
 
-@pytest.fixture
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def scripts() -> AsyncIterator[Scripts]:
     scripts = Scripts(ScriptSettings())
     await scripts.start()

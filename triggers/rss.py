@@ -21,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import urljoin
 
 from watcher import get_state, http, set_state, trigger
 
@@ -75,15 +76,16 @@ def read_xml(answer: http.Response) -> list[dict[str, Any]]:
         import feedparser
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("the rss trigger needs feedparser: pip install 'change-watcher[feeds]'") from error
-    told = {"content-type": answer.headers.get("content-type", ""), "content-location": answer.url}
+    # It is not told the address: it would make every id an address below it, and another one when the feed moves.
+    told = {"content-type": answer.headers.get("content-type", "")}
     feed = feedparser.parse(io.BytesIO(answer.body), response_headers=told)
-    if not feed.entries and (not feed.version or feed.bozo):
+    if not feed.entries and (not feed.get("version") or feed.bozo):
         start = " ".join(answer.text[:200].split())
         raise ValueError(f"{answer.url} is not a feed ({feed.get('bozo_exception', 'no RSS or Atom')}): {start!r}")
     return [
         {
             "guid": entry.get("id", ""),
-            "link": entry.get("link", ""),
+            "link": urljoin(answer.url, entry["link"]) if entry.get("link") else "",
             "title": entry.get("title", ""),
             "published": instant(entry.get("published_parsed")),
             "updated": instant(entry.get("updated_parsed")),
@@ -91,7 +93,10 @@ def read_xml(answer: http.Response) -> list[dict[str, Any]]:
             "content": "".join(part.get("value", "") for part in entry.get("content", [])),
             "author": entry.get("author", ""),
             "tags": [tag.get("term") for tag in entry.get("tags", []) if tag.get("term")],
-            "enclosures": [{"url": e.get("href", ""), "type": e.get("type", "")} for e in entry.get("enclosures", [])],
+            "enclosures": [
+                {"url": urljoin(answer.url, part.get("href", "")), "type": part.get("type", "")}
+                for part in entry.get("enclosures", [])
+            ],
         }
         for entry in feed.entries
     ]
