@@ -155,7 +155,9 @@ def test_the_schema_describes_every_option() -> None:
 
 
 def test_the_schema_of_the_repository_is_fresh() -> None:
-    assert json.loads((ROOT / "watcher.schema.json").read_text()) == config.json_schema()
+    assert json.loads((ROOT / "watcher.schema.json").read_text()) == config.json_schema(), (
+        "run `watcher schema > watcher.schema.json`"
+    )
 
 
 # --- how values are written -------------------------------------------------------------------------------------------

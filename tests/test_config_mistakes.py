@@ -10,10 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from tests.support.config import GOOD, load, mistakes, write
 from watcher import config
 from watcher.errors import ConfigError
+
+EXAMPLE = (Path(__file__).parent.parent / "config.example.toml").read_text()
 
 
 @dataclass(frozen=True)
@@ -276,6 +280,20 @@ def test_windows_line_ends_and_a_byte_order_mark(tmp_path: Path) -> None:
     found = mistakes(tmp_path, text.encode())
     assert [(m.line, m.column) for m in found] == [(10, 11)]
     assert found[0].source == 'trigger = "gti"'
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    place=st.integers(0, 10_000),
+    length=st.integers(0, 20),
+    text=st.sampled_from(
+        [*"\"'[]{}=.#\n\\\t\0é$,0", '"$env:X"', "[[1]]", "{a={b=[1]}}", "nan", "1979-01-01", "true", '"""']
+    ),
+)
+def test_no_damage_ends_in_another_error(tmp_path: Path, place: int, length: int, text: str) -> None:
+    place %= len(EXAMPLE)
+    with suppress(ConfigError):
+        load(tmp_path, EXAMPLE[:place] + text + EXAMPLE[place + length :])
 
 
 # --- many at once -----------------------------------------------------------------------------------------------------
