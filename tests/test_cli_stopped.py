@@ -6,11 +6,14 @@ import io
 import json
 import os
 import sqlite3
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from tests.support.cli import Desk, desk
+from tests.support.postgres import Postgres
 from watcher import secrets
 from watcher.store import db as store_db
 
@@ -132,6 +135,64 @@ def test_why_tells_the_whole_story_of_a_key(watcher: Desk) -> None:
     assert watcher("why", item).splitlines()[:3] == out.splitlines()[:3]
     watcher("why", "nothing")
     assert "nothing is known" in watcher.err
+
+
+class Site:
+    """A source that answers as long as it is there."""
+
+    def __init__(self, items: object) -> None:
+        body = json.dumps(items).encode()
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self.send_response(200)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01})
+        self.thread.start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+FETCHING = '''"""What a site lists."""
+from watcher import http, trigger
+
+
+@trigger(key="id")
+async def main(url: str) -> list[dict]:
+    return (await http.get(url)).json()
+'''
+
+
+def test_a_recorded_answer_is_run_against_without_the_source(watcher: Desk) -> None:
+    site = Site([{"id": "x"}, {"id": "y"}])
+    try:
+        Path("fetching.py").write_text(FETCHING)
+        url = f"http://127.0.0.1:{site.server.server_port}/"
+        watcher.configure(
+            f'\n[watchers.site]\ntrigger = "./fetching.py"\nevery = "1h"\nflow = "sink"\nfirst_run = "all"\n'
+            f'with = {{ url = "{url}" }}\n'
+        )
+        planned = watcher.json("plan", "site", "--record", "recording.json")
+    finally:
+        site.close()
+    assert "`watcher test site --recording recording.json`" in watcher.err
+    tested = watcher.json("test", "site", "--recording", "recording.json")
+    assert [(d["key"], d["reason"]) for d in tested["decisions"]] == [("x", "new"), ("y", "new")]
+    assert tested["decisions"] == planned["decisions"]
+    watcher("plan", "site", expect=1)
+    assert "127.0.0.1" in watcher.err
+    watcher("test", "site", "--recording", "listing.py", expect=2)
 
 
 # --- deliveries
@@ -434,3 +495,37 @@ def test_what_init_writes_is_good_and_is_never_overwritten(watcher: Desk) -> Non
 def test_reload_without_a_service_says_so(watcher: Desk) -> None:
     watcher("reload", expect=69)
     assert "no service is running" in watcher.err
+
+
+# --- PostgreSQL
+
+
+def test_the_verbs_work_the_same_on_postgresql(watcher: Desk, postgres: Postgres) -> None:
+    url = postgres.create()
+    watcher.configure(change=lambda text: f'database = "{url}"\n{text}')
+    assert watcher.json("status")["watchers"][0]["condition"] == "new"
+    assert watcher.json("run", "one")["outcome"] == "ok"
+    watcher("pause", "one", "--reason", "lunch")
+    assert watcher.json("status")["watchers"][0]["condition"] == "paused"
+    watcher("state", "set", "one", '{"page": 2}')
+    assert watcher.json("state", "diff", "one")["patch"]
+    assert watcher.json("why", "a")[0]["deliveries"][0]["status"] == "pending"
+    kept = Path(watcher("backup").strip())
+    assert kept.suffix == ".jsonl"
+    watcher("state", "reset", "one", "--yes")
+    watcher("restore", str(kept), "--yes")
+    assert json.loads(watcher("state", "get", "one")) == {"page": 2}
+    watcher("export", "all.jsonl")
+    watcher.configure()
+    watcher("import", "all.jsonl")
+    assert {item["key"] for item in watcher.json("items")} == {"a", "b"}
+    postgres.drop(url)
+
+
+def test_a_database_server_that_does_not_answer_exits_69_without_its_password(watcher: Desk) -> None:
+    watcher.configure(change=lambda text: f'database = "postgresql://ada:correcthorse@127.0.0.1:1/none"\n{text}')
+    watcher("status", expect=69)
+    assert "does not answer" in watcher.err
+    assert "correcthorse" not in watcher.err
+    watcher("doctor", expect=69)
+    assert "correcthorse" not in watcher.out

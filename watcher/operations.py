@@ -272,7 +272,8 @@ async def _told(work: Awaitable[Plan]) -> Plan:
     try:
         return await work
     except TriggerError as error:
-        raise WatcherError(mask(f"{error}\n{error.detail}".strip())) from error
+        detail = "" if error.kind == "unreachable" else error.detail  # where in the script it asked explains nothing
+        raise WatcherError(mask(f"{error}\n{detail}".strip())) from error
 
 
 @_verb

@@ -159,6 +159,8 @@ def hand_over(config: Config) -> None:
         return
     path = sqlite_file(config.database)
     home = config.data if path is None else path.parent
+    if not home.exists():
+        return
     made = [] if path is None else list(home.glob(f"{path.name}*"))
     if config.data.is_relative_to(home):
         made += [config.data / "backups", *(config.data / "backups").glob("*")]
