@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
 from cronsim import CronSim
@@ -36,6 +36,7 @@ from watcher.values import (
     Diff,
     Entry,
     Find,
+    Flow,
     Json,
     Label,
     Listing,
@@ -53,13 +54,15 @@ from watcher.values import (
 
 __all__ = ["Plan", "Runner"]
 
+T = TypeVar("T")
+
 _log = log.get("run")
 
 _LONGEST_BACKOFF = timedelta(hours=1)
 _LONGEST_WAIT = timedelta(days=1)  # that a source may ask for with Retry-After
 _NO_SCHEDULE = timedelta(minutes=5)  # what counts as the interval of a watcher that is only run by hand
 _SWEEP = timedelta(hours=1)
-_LARGE = 1000  # entries; from here on the diff is worked out beside the loop, so that no other tick is late
+_LARGE = 1000  # entries
 _SMALL_PAGE = 10  # pages of fewer entries are looked at together
 
 
@@ -324,6 +327,7 @@ class Runner:
             key=watcher.key,
             cursor=watcher.cursor if label.style == "cursor" else None,
             since=diff.floor(label, memory),
+            cwd=file.parent if (file := self._config().file) else None,  # where relative paths in `with` start
             workspace=self._config().workspace,
         )
         listing = await self._scripts.call(call, host)
@@ -345,7 +349,7 @@ class Runner:
             except RecursionError as error:
                 raise TriggerError("an item is nested too deeply", kind="junk") from error
 
-        proposed, items, filtered = await (asyncio.to_thread(decide) if len(listing.entries) > _LARGE else _now(decide))
+        proposed, items, filtered = await _aside(len(listing.entries), decide)
         proposed = await self._remembered(watcher, before, proposed, fingerprint, replay)
         failpoint("after_diff")
         plan = self._plan(watcher, before, listing, proposed, items, filtered, started)
@@ -366,12 +370,13 @@ class Runner:
             return recording.known, {}
         if listing.unchanged:
             return {}, {}
-        hashes = diff.hashes(watcher, label, memory, listing)
+        hashes = await _aside(len(listing.entries), lambda: diff.hashes(watcher, label, memory, listing))
         found_before: Mapping[bytes, Seen] = {}
         async with self._db.read() as tx:
-            known = await seen.probe(tx, watcher.name, hashes)
+            known: dict[bytes, Seen] = {}
             if "removed" in label.on and label.style == "listing" and listing.complete and memory.version:
-                known = {**await seen.present(tx, watcher.name), **known}
+                known = await seen.present(tx, watcher.name)
+            known |= await seen.probe(tx, watcher.name, [h for h in hashes if h not in known])
             if watcher.forget_after or memory.policy.get("reset") or (not memory.version and before.newest):
                 found_before = await past.latest(tx, watcher.name, [h for h in hashes if h not in known])
         if recording is not None:
@@ -412,9 +417,9 @@ class Runner:
             started_at=started,
             finished_at=self._clock(),
             counts=Counter(decision.reason for decision in decisions),
-            logs=log.mask(listing.logs),
-            gap=proposed.gap,
-            warnings=proposed.warnings,
+            logs=_words(listing.logs),
+            gap=_words(proposed.gap),
+            warnings=tuple(_words(warning) for warning in proposed.warnings),
         )
         proposal = Proposal(
             watcher=watcher.name,
@@ -438,36 +443,34 @@ class Runner:
     ) -> tuple[tuple[NewItem, ...], list[Decision]]:
         """Items with what is owed of them; above ``max_items`` a delivery is due later, interval by interval."""
         flows = self._config().flows
-        interval = _interval(watcher, now)
+        owed = [flows.get(name) or Flow(name) for name in watcher.flows]  # one that is gone will be held, and told
+        enabled = [flow for flow in owed if flow.enabled]
+        disabled = [f"disabled: {flow.name}" for flow in owed if not flow.enabled]
+        interval, origin, epoch = _interval(watcher, now), before.status.origin, before.epoch
         filtered: list[Decision] = []
         items = []
-        for number, find in enumerate(finds):
-            due_at = now + number // watcher.max_items * interval
-            item = ids.item_id(
-                before.epoch, before.status.origin, find.key_hash, find.revision, find.content, find.change
-            )
-            deliveries, notes = [], []
-            for name in watcher.flows:
-                flow = flows.get(name)
-                if flow is not None and not flow.enabled:
-                    notes.append(f"disabled: {name}")
-                    continue
-                dead = ""
-                try:
-                    if flow is not None and not shape.accepts(flow, find, watcher.name):
-                        notes.append(f"filtered: {name}")
-                        filtered.append(Decision(find.key, "filtered", name))
-                        continue
-                except DeliveryError as error:
-                    dead = log.mask(str(error))
-                lane = ids.lane(flow.order if flow else "key", before.status.origin, find.key_hash, item)
-                deliveries.append(NewDelivery(ids.delivery_id(item, name), name, lane, due_at, dead))
-            items.append(
-                NewItem(
-                    item, find.key, find.key_hash, find.change, find.revision, find.content, _payload(find),
-                    tuple(deliveries), ", ".join(notes),
-                )
-            )  # fmt: skip
+        for first in range(0, len(finds), watcher.max_items):
+            due_at = now + first // watcher.max_items * interval
+            for find in finds[first : first + watcher.max_items]:
+                item = ids.item_id(epoch, origin, find.key_hash, find.revision, find.content, find.change)
+                deliveries, notes = [], disabled
+                for flow in enabled:
+                    dead = ""
+                    try:
+                        if not shape.accepts(flow, find, watcher.name):
+                            notes = [*notes, f"filtered: {flow.name}"]
+                            filtered.append(Decision(find.key, "filtered", flow.name))
+                            continue
+                    except DeliveryError as error:
+                        dead = _words(str(error))
+                    lane = ids.lane(flow.order, origin, find.key_hash, item)
+                    deliveries.append(NewDelivery(ids.delivery_id(item, flow.name), flow.name, lane, due_at, dead))
+                items.append(
+                    NewItem(
+                        item, find.key, find.key_hash, find.change, find.revision, find.content, _payload(find),
+                        tuple(deliveries), ", ".join(notes),
+                    )
+                )  # fmt: skip
         return tuple(items), filtered
 
     # --- how it ends
@@ -505,8 +508,8 @@ class Runner:
         failpoint("after_commit")
         self._recent.pop(name, None)
         self._well(name, record.finished_at, recovered)
-        for item in proposal.items:
-            metrics.items.labels(name, item.change).inc()
+        for change, count in Counter(item.change for item in proposal.items).items():
+            metrics.items.labels(name, change).inc(count)
         self._committed({d.flow for item in proposal.items for d in item.deliveries})
         _log.info(
             "run.committed", watcher=name, outcome=record.outcome, run=done.run_id, items=done.items,
@@ -549,8 +552,8 @@ class Runner:
             finished_at=now,
             tick_at=tick_at,
             error_kind=trigger.kind,
-            error=log.mask(str(trigger)),
-            detail=log.mask(trigger.detail),
+            error=_words(str(trigger)),
+            detail=_words(trigger.detail),
         )
         backoff_until = _backoff(_interval(watcher, now), status.failures + 1, trigger.retry_after, now)
 
@@ -571,7 +574,7 @@ class Runner:
         """Keep the plan, and let nobody but a human commit it."""
         plan = looked.plan
         packed = await asyncio.to_thread(plan.pack)
-        reason = plan.quarantine
+        reason = _words(plan.quarantine)
         record = replace(
             plan.proposal.run, outcome="quarantined", tick_at=tick_at, error=reason, plan=packed,
             finished_at=self._clock(),
@@ -655,8 +658,14 @@ def _kept(file: Path) -> Recording:
         raise StoreError(f"{file} is no recording ({error}): `watcher plan NAME --record FILE` makes one") from error
 
 
-async def _now(work: Callable[[], Any]) -> Any:
-    return work()
+def _words(text: str) -> str:
+    """What a script or a source said, fit to be stored and shown: no secret, nothing that a database refuses."""
+    return diff.storable(log.mask(text))
+
+
+async def _aside(entries: int, work: Callable[[], T]) -> T:
+    """Work on so many entries: beside the loop if they are many, so that no other watcher's tick is late."""
+    return work() if entries <= _LARGE else await asyncio.to_thread(work)
 
 
 def _why_not(status: WatcherStatus, now: datetime, tick_at: datetime | None) -> str:
