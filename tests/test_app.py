@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import resource
 import signal
 import socket
 import sqlite3
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.postgres import Postgres
 from tests.support.receiver import Receiver
 from tests.support.scripts import until, write
 from tests.support.service import Service
@@ -289,3 +291,60 @@ async def test_a_file_that_is_no_database_is_refused_with_advice(service: Servic
     assert await service.ended() == 69
     assert "restore" in service.tail()
     assert "Traceback" not in service.tail()
+
+
+async def test_a_disk_without_room_pauses_runs_and_lets_them_go_by_itself(service: Service) -> None:
+    process = service.start()
+    await service.ready()
+    (service.where / "inbox" / "before").touch()
+    await arrive(service, "before")
+    size = (service.where / "watcher.db-wal").stat().st_size
+    _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size, hard))  # no file may grow any more
+    for n in range(80):
+        (service.where / "inbox" / f"during{n}").write_text("x" * 100)
+    paused = await service.event("runs.paused")
+    assert "free some space" in paused["reason"]
+    status, detail = await service.get("/readyz")
+    assert status == 503
+    assert "free some space" in json.loads(detail)["runs"]
+    assert rows(service, "SELECT count(*) FROM item") == [(1,)], "all or nothing"
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (hard, hard))
+    await service.event("runs.resumed", seconds=15)
+    assert await until(lambda: rows(service, "SELECT count(*) FROM item") == [(81,)])
+    assert (await service.get("/readyz"))[0] == 200
+
+
+# --- several processes ---
+
+
+async def test_two_services_on_one_postgresql_take_each_tick_once(
+    service: Service, postgres: Postgres, tmp_path: Path
+) -> None:
+    url = postgres.create()
+    service.config = service.config.replace("sqlite:///watcher.db", url).replace('"100ms"', '"400ms"')
+    counting = "def main(path):\n    open(f'{path}/../runs', 'a').write('x\\n')\n    return []\n"
+    write(service.where, counting, "folder.py")
+    (service.where / "second").mkdir()
+    for name in ("folder.py", "record.py"):
+        (service.where / "second" / name).write_text((service.where / name).read_text())
+    other = Service(service.where / "second", service.config.replace("{where}", str(service.where)))
+    try:
+        service.start()
+        other.start()
+        await asyncio.gather(service.ready(), other.ready())
+        runs = service.where / "runs"
+        runs.touch()
+        assert await until(lambda: len(runs.read_text().splitlines()) >= 3, 30)
+        begun, count = time.monotonic(), len(runs.read_text().splitlines())
+        assert await until(lambda: len(runs.read_text().splitlines()) >= count + 8, 30)
+        took = time.monotonic() - begun
+        assert len(runs.read_text().splitlines()) - count <= took / 0.4 + 2, "no tick was taken twice"
+        other.kill()
+        count = len(runs.read_text().splitlines())
+        assert await until(lambda: len(runs.read_text().splitlines()) >= count + 3, 30), "one goes on alone"
+        assert await service.stop() == 0
+    finally:
+        other.kill()
+        service.kill()
+        postgres.drop(url)

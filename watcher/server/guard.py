@@ -11,6 +11,8 @@ from starlette.requests import HTTPConnection
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from watcher.errors import StoreError
+
 MAX_BODY = 2 * 1024 * 1024  # bytes; Windmill's own limit
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _HEADERS = [
@@ -45,6 +47,11 @@ def same(given: str, expected: str) -> bool:
     return hmac.compare_digest(*digests)
 
 
+def unavailable(error: StoreError) -> PlainTextResponse:
+    """Never 401 or 404 for a database in trouble: Windmill's clients would take it for "there is nothing"."""
+    return PlainTextResponse(str(error), 503, {"retry-after": "10"})
+
+
 class Guard:
     """Deny by default: what is not ``public`` needs a bearer token, known or not as a path.
 
@@ -69,7 +76,10 @@ class Guard:
             await send(message)
 
         connection = HTTPConnection(scope)
-        refusal = self._refuse_host(connection) or await self._refuse_token(connection)
+        try:
+            refusal = self._refuse_host(connection) or await self._refuse_token(connection)
+        except StoreError as error:
+            refusal = unavailable(error)
         if refusal is None:
             body = await _body(connection, receive)
             if body is None:

@@ -15,7 +15,7 @@ from starlette.routing import BaseRoute
 from watcher import log
 from watcher.errors import StoreError
 from watcher.server import api
-from watcher.server.guard import LOOPBACK, Authenticate, Guard
+from watcher.server.guard import LOOPBACK, Authenticate, Guard, unavailable
 
 if TYPE_CHECKING:
     from watcher.values import Server
@@ -51,7 +51,8 @@ async def _refused(_: Request, error: Exception) -> Response:
 
 
 async def _unavailable(_: Request, error: Exception) -> Response:
-    return PlainTextResponse(str(error), 503, {"retry-after": "10"})
+    assert isinstance(error, StoreError)
+    return unavailable(error)
 
 
 async def _failed(request: Request, error: Exception) -> Response:
