@@ -247,8 +247,11 @@ def _writes_to_journal(stream: TextIO, environ: Mapping[str, str]) -> bool:
     return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
 
 
+_OURS = frozenset({"ts", "level"})  # written by us alone, and new each time
+
+
 def _mask_event(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
-    return {str(name): _masked(str(name), value, 0) for name, value in event.items()}
+    return {str(name): value if name in _OURS else _masked(str(name), value, 0) for name, value in event.items()}
 
 
 def _masked(name: str, value: Any, depth: int) -> Any:
