@@ -126,7 +126,7 @@ async def swap(
     else:
         dialect = postgresql if is_postgres(tx) else sqlite
         statement = dialect.insert(state).values(watcher_id=number, **values).on_conflict_do_nothing()
-    if (await tx.execute(statement)).rowcount != 1:
+    if (await tx.execute(statement.returning(state.c.version))).first() is None:
         raise Conflict(f"watchers.{name}: another run committed first; this one is dropped and nothing of it is kept")
     await tx.execute(insert(state_history).values(watcher_id=number, note=note, **values))
     h = state_history.c
