@@ -199,6 +199,7 @@ async def test_a_hundred_thousand_items_come_through(scripts: Scripts, tmp_path:
 
 async def test_a_hang_ends_at_the_timeout_and_says_so(scripts: Scripts, tmp_path: Path) -> None:
     script = write(tmp_path, "def main():\n    print('begin')\n    while True: pass\n")
+    await scripts.describe(script)  # the worker runs
     began = time.monotonic()
     error = await fails(scripts, script, seconds=1)
     assert time.monotonic() - began < 6

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.scripts import FakeHost, alive, until, write
+from tests.support.scripts import FakeHost, alive, noted, until, write
 from watcher.errors import TriggerError
 from watcher.scripts import Call, Scripts, pool
 from watcher.values import ScriptSettings
@@ -142,14 +142,27 @@ async def test_an_unused_worker_is_ended(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 async def test_closing_ends_every_worker_and_fails_what_runs(tmp_path: Path) -> None:
+    begun = tmp_path / "begun"
+    script = write(
+        tmp_path,
+        """
+        import os, time
+        def main(begun):
+            open(begun, "w").write(str(os.getpid()))
+            time.sleep(300)
+        """,
+        "b.py",
+    )
     async with running() as scripts:
         first = await pid(scripts, write(tmp_path, WHO, "a.py"))
-        run = asyncio.create_task(scripts.call(Call(write(tmp_path, HANGS, "b.py")), FakeHost()))
-        await asyncio.sleep(1)
+        run = asyncio.create_task(scripts.call(Call(script, {"begun": str(begun)}), FakeHost()))
+        assert await until(lambda: bool(noted(begun)), 60)
         await scripts.close()
         with pytest.raises(TriggerError):
             await run
-        assert not alive(first)
+        assert not any(map(alive, (first, *noted(begun))))
+        with pytest.raises(TriggerError, match="the service is stopping"):
+            await pid(scripts, write(tmp_path, WHO, "c.py"))
 
 
 async def test_hung_scripts_starve_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,6 +44,9 @@ class Pool:
             process = self._take(script, memory) or await Process.start(
                 memory=memory, limit=self.settings.max_result + FRAME, env=self._env
             )
+            if self._closed:
+                await process.kill()
+                raise TriggerError(f"{script.name} was not run: the service is stopping", kind="crashed")
             self._busy[process] = script
             process.fit = False
             try:

@@ -18,7 +18,7 @@ from watcher.scripts import frames
 from watcher.scripts.warden import descendants
 
 LOGS = 64 * 1024  # bytes of a run's output that are kept: the end of it
-START = 30.0  # seconds that a worker may take to start on a busy machine
+START = 60.0  # seconds that a worker may take to start on a busy machine
 GRACE = 0.5  # seconds in which a worker that hung up may end by itself
 END = 10.0  # seconds that a warden may take to kill what is left
 HARMLESS = ("PATH", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
@@ -50,7 +50,12 @@ class Process:
     """A warden and its worker. Made by `Process.start`, ended by `kill`, and never used by two runs at once."""
 
     def __init__(
-        self, popen: subprocess.Popen[bytes], channel: socket.socket, control: socket.socket, output: int, limit: int
+        self,
+        popen: subprocess.Popen[bytes],
+        channel: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        control: socket.socket,
+        output: int,
+        limit: int,
     ) -> None:
         self.pid = popen.pid
         self.runs = 0
@@ -59,48 +64,20 @@ class Process:
         self.first_resident = 0  # bytes after the first run
         self.idle_since = 0.0
         self._popen = popen
+        self._reader, self._writer = channel
         self._control = control
         self._output = output
         self._limit = limit
         self._tail = bytearray()
         self._dropped = 0
-        self._channel = channel
-        self._reader: asyncio.StreamReader
-        self._writer: asyncio.StreamWriter
         self._ended: asyncio.Task[str] | None = None
+        asyncio.get_running_loop().add_reader(output, self._drain)
 
     @classmethod
     async def start(cls, *, memory: int, limit: int, env: Mapping[str, str]) -> Process:
         """Start a worker with ``memory`` bytes for scripts, whose messages have ``limit`` bytes at most."""
-        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
-            channel, their_channel = socket.socketpair()
-            control, their_control = socket.socketpair()
-            for end in (their_channel, their_control):
-                theirs.enter_context(end)
-            for end in (channel, control):
-                ours.enter_context(end)
-            output, their_output = os.pipe()
-            theirs.callback(os.close, their_output)
-            ours.callback(os.close, output)
-            fds = (their_channel.fileno(), their_control.fileno())
-            popen = subprocess.Popen(  # noqa: ASYNC220 -- a millisecond; asyncio's way costs a thread per process
-                [sys.executable, "-I", "-X", "utf8", "-c", _START, *map(str, (*fds, memory))],
-                stdin=subprocess.DEVNULL,
-                stdout=their_output,
-                stderr=their_output,
-                pass_fds=fds,
-                env=dict(env),
-                start_new_session=True,
-            )
-            theirs.close()
-            ours.pop_all()
-        for end in (channel, control):
-            end.setblocking(False)
-        os.set_blocking(output, False)
-        process = cls(popen, channel, control, output, limit)
-        asyncio.get_running_loop().add_reader(output, process._drain)
+        process = await cls._spawn(memory, limit, env)
         try:
-            process._reader, process._writer = await asyncio.open_connection(sock=channel)
             async with asyncio.timeout(START):
                 message, _ = await process.receive()
         except (Died, TimeoutError, frames.FrameError) as error:
@@ -113,6 +90,35 @@ class Process:
             raise
         assert message["op"] == "ready"
         return process
+
+    @classmethod
+    async def _spawn(cls, memory: int, limit: int, env: Mapping[str, str]) -> Process:
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            channel, their_channel = socket.socketpair()
+            control, their_control = socket.socketpair()
+            output, their_output = os.pipe()
+            for stack, *ends in ((ours, channel, control), (theirs, their_channel, their_control)):
+                for end in ends:
+                    stack.enter_context(end)
+            ours.callback(os.close, output)
+            theirs.callback(os.close, their_output)
+            for end in (channel, control):
+                end.setblocking(False)
+            os.set_blocking(output, False)
+            reader, writer = await asyncio.open_connection(sock=channel)
+            ours.callback(writer.close)
+            fds = (their_channel.fileno(), their_control.fileno())
+            popen = subprocess.Popen(  # noqa: ASYNC220 -- a millisecond; asyncio's way costs a thread per process
+                [sys.executable, "-I", "-X", "utf8", "-c", _START, *map(str, (*fds, memory))],
+                stdin=subprocess.DEVNULL,
+                stdout=their_output,
+                stderr=their_output,
+                pass_fds=fds,
+                env=dict(env),
+                start_new_session=True,
+            )
+            ours.pop_all()
+            return cls(popen, (reader, writer), control, output, limit)
 
     async def send(self, message: dict[str, Any], blob: bytes = b"") -> None:
         """Send one message. Died if nobody listens any more."""
@@ -171,10 +177,7 @@ class Process:
         loop.remove_reader(self._output)
         os.close(self._output)
         self._control.close()
-        if hasattr(self, "_writer"):
-            self._writer.close()
-        else:
-            self._channel.close()
+        self._writer.close()
         return how or "killed 9"
 
     @property
