@@ -13,11 +13,12 @@ from watcher.values import Change
 _DELIVERY_NAMESPACE = uuid.UUID("7b0f7d6e-5f43-5c0b-9d7c-0b6f0f3f9a11")
 
 
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+
+
 def canonical(value: Any) -> bytes:
     """The one JSON text of a value: sorted keys, no white space, UTF-8. Raises ValueError for NaN and for cycles."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
-        "utf-8", "surrogatepass"
-    )
+    return _encode(value).encode("utf-8", "surrogatepass")
 
 
 def key_hash(key: str) -> bytes:
@@ -37,12 +38,16 @@ def item_id(epoch: str, watcher: str, key: bytes, revision: int, content: bytes,
     ``.``, as Standard Webhooks asks of a message id.
     """
     text = f"{epoch}|{watcher}|{key.hex()}|{revision}|{content.hex()}|{change}"
-    return "itm_" + base64.b32encode(hashlib.sha256(text.encode()).digest())[:26].decode().lower()
+    # 26 digits of base 32 are in the first 20 bytes; to encode all 32 would take half as long again.
+    return "itm_" + base64.b32encode(hashlib.sha256(text.encode()).digest()[:20])[:26].decode().lower()
 
 
 def delivery_id(item: str, flow: str) -> str:
     """A UUID (version 5): Windmill's ``job_id``, ``webhook-id`` and every other idempotency key."""
-    return str(uuid.uuid5(_DELIVERY_NAMESPACE, f"{item}|{flow}"))
+    # What uuid.uuid5 does (RFC 9562 5.5), at a third of its cost: there is one for every item.
+    digest = hashlib.sha1(_DELIVERY_NAMESPACE.bytes + f"{item}|{flow}".encode(), usedforsecurity=False).hexdigest()
+    variant = "89ab"[int(digest[16], 16) & 3]
+    return f"{digest[:8]}-{digest[8:12]}-5{digest[13:16]}-{variant}{digest[17:20]}-{digest[20:32]}"
 
 
 def lane(order: str, watcher: str, key: bytes, item: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -32,9 +33,20 @@ from watcher.values import (
     Watcher,
 )
 
-__all__ = ["compare", "effective", "floor", "hashes", "key_of", "silent", "whole_listing_needed", "window"]
+__all__ = [
+    "compare",
+    "effective",
+    "floor",
+    "hashes",
+    "key_of",
+    "silent",
+    "storable",
+    "whole_listing_needed",
+    "window",
+]
 
 _LARGEST_PATCHED = 256 * 1024  # bytes of canonical JSON; above it the patch replaces the whole
+_UNSTORABLE = re.compile("[\\x00\ud800-\udfff]")
 _A_PAGE = 10  # fewer entries than this are hardly a page that was full
 
 
@@ -89,7 +101,14 @@ def _policy(watcher: Watcher, label: Label) -> dict[str, Json]:
 
 def key_of(entry: Entry) -> str:
     """The entry's key; one without a key is known by its content."""
-    return entry.key or _content_key(entry.item)
+    return storable(entry.key) if entry.key else _content_key(entry.item)
+
+
+def storable(text: str) -> str:
+    """The text with what no database takes (NUL, half a surrogate pair) written as JSON writes it."""
+    if text.isascii() and "\0" not in text:
+        return text
+    return _UNSTORABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _content_key(item: Json) -> str:
@@ -114,7 +133,7 @@ def _former_hashes(memory: Memory, entries: Iterable[Entry]) -> Iterator[bytes]:
     pick = picker(memory.policy["key"], "the former key")
     for entry in entries:
         key = as_key(pick(entry.item), "an item") if pick else None
-        yield ids.key_hash(key or _content_key(entry.item))
+        yield ids.key_hash(storable(key) if key else _content_key(entry.item))
 
 
 # --- compare ----------------------------------------------------------------------------------------------------------

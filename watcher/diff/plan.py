@@ -110,10 +110,13 @@ class Plan:
             raise Damaged("the stored plan cannot be read: `watcher resume` drops it and looks again") from error
 
 
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+
+
 def dump(value: Json) -> bytes:
     """JSON in UTF-8. Half a surrogate pair, which UTF-8 has no bytes for, is written as JSON's own escape."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+        return _encode(value).encode()
     except UnicodeEncodeError:
         return json.dumps(value, allow_nan=False, separators=(",", ":")).encode()
 
