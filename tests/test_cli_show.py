@@ -126,7 +126,7 @@ def test_completion_knows_the_verbs() -> None:
 # --- tables
 
 
-ROWS = [
+ROWS: list[show.Row] = [
     {"name": "one", "condition": "ok", "reason": "", "count": 3},
     {"name": "a much longer name", "condition": "failing", "reason": "x" * 200, "count": None},
 ]

@@ -7,6 +7,7 @@ import json
 import os
 import sqlite3
 import threading
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -23,10 +24,22 @@ def watcher(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pyt
     return desk(tmp_path, capsys, monkeypatch)
 
 
+Typed = Callable[..., None]
+
+
+class Terminal(io.StringIO):
+    """Somebody at a keyboard."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 @pytest.fixture
-def typed(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    def give(text: str) -> None:
-        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+def typed(monkeypatch: pytest.MonkeyPatch) -> Typed:
+    """What arrives on standard input: from a pipe, or from a person."""
+
+    def give(text: str, person: bool = False) -> None:
+        monkeypatch.setattr("sys.stdin", Terminal(text) if person else io.StringIO(text))
 
     return give
 
@@ -217,13 +230,17 @@ def test_a_dead_delivery_is_owed_again(watcher: Desk) -> None:
     assert "no such delivery" in watcher.err
 
 
-def test_a_bulk_retry_asks_before_more_than_twenty(watcher: Desk, typed) -> None:  # type: ignore[no-untyped-def]
+def test_a_bulk_retry_asks_before_more_than_twenty(watcher: Desk, typed: Typed) -> None:
     watcher.lists(*({"id": str(n), "n": n} for n in range(25)))
     watcher("run", "one")
     kill_deliveries(watcher.where)
     typed("")
     watcher("retry", "--flow", "sink", expect=2)
     assert "25 deliveries: add --yes" in watcher.err
+    typed("n\n", person=True)
+    watcher("retry", "--flow", "sink", expect=1)
+    assert "Retry 25 deliveries?" in watcher.err
+    assert len(watcher.json("deliveries", "--status", "dead", "--limit", "100")) == 25
     assert watcher.json("retry", "--watcher", "one", "--since", "1h", "--yes") == {"retried": 25}
     assert watcher.json("retry", "--all") == {"retried": 0}
 
@@ -242,7 +259,7 @@ def test_a_paused_flow_and_a_paused_watcher_say_why(watcher: Desk) -> None:
 # --- state
 
 
-def test_state_is_set_compared_rolled_back_and_reset(watcher: Desk, typed) -> None:  # type: ignore[no-untyped-def]
+def test_state_is_set_compared_rolled_back_and_reset(watcher: Desk, typed: Typed) -> None:
     watcher("state", "set", "one", '{"page": 1}')
     typed('{"page": 2}')
     watcher("state", "set", "one", "--if-version", "1")
@@ -273,11 +290,14 @@ def test_a_state_that_moved_meanwhile_is_not_overwritten(watcher: Desk) -> None:
     watcher("state", "set", "one", "{", expect=2)
 
 
-def test_forgetting_everything_is_asked_about(watcher: Desk, typed) -> None:  # type: ignore[no-untyped-def]
+def test_forgetting_everything_is_asked_about(watcher: Desk, typed: Typed) -> None:
     watcher("state", "set", "one", "1")
     typed("")
     watcher("state", "reset", "one", expect=2)
     assert "add --yes" in watcher.err
+    typed("y\n", person=True)
+    watcher("state", "reset", "one")
+    assert watcher.json("state", "get", "one")["version"] == 0
 
 
 # --- variables, resources, tokens
@@ -285,7 +305,7 @@ def test_forgetting_everything_is_asked_about(watcher: Desk, typed) -> None:  # 
 
 def test_a_secret_comes_from_stdin_and_lies_encrypted(
     watcher: Desk,
-    typed,  # type: ignore[no-untyped-def]
+    typed: Typed,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     typed("correct horse\n")
@@ -305,7 +325,7 @@ def test_a_secret_comes_from_stdin_and_lies_encrypted(
     watcher("variable", "delete", "u/admin/plain", expect=2)
 
 
-def test_what_the_file_says_is_shown_and_not_overwritten(watcher: Desk, typed) -> None:  # type: ignore[no-untyped-def]
+def test_what_the_file_says_is_shown_and_not_overwritten(watcher: Desk, typed: Typed) -> None:
     typed("{}")
     watcher.configure(
         '\n[variables]\n"u/a/b" = "fixed"\n\n[resources."u/a/r"]\ntype = "github"\nvalue = { token = "t" }\n'
@@ -318,7 +338,7 @@ def test_what_the_file_says_is_shown_and_not_overwritten(watcher: Desk, typed) -
     watcher("resource", "set", "u/a/r", "--type", "github", expect=2)
 
 
-def test_a_resource_is_kept_as_it_was_given(watcher: Desk, typed) -> None:  # type: ignore[no-untyped-def]
+def test_a_resource_is_kept_as_it_was_given(watcher: Desk, typed: Typed) -> None:
     typed('{"token": "$var:u/admin/token"}')
     watcher("resource", "set", "u/admin/github", "--type", "github")
     assert json.loads(watcher("resource", "get", "u/admin/github")) == {"token": "$var:u/admin/token"}
@@ -434,7 +454,7 @@ def test_the_doctor_tells_a_bad_configuration_from_a_broken_script(watcher: Desk
 
 def test_the_doctor_misses_the_key_of_stored_secrets(
     watcher: Desk,
-    typed,  # type: ignore[no-untyped-def]
+    typed: Typed,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("WATCHER_SECRET_KEY", watcher("doctor", "--new-key").strip())

@@ -90,3 +90,16 @@ def test_a_command_that_the_service_could_not_see_is_warned_about(hidden: str) -
     found = unit.warnings(Path(hidden), Path("/etc/hostname"))
     assert len(found) >= 1
     assert "cannot see" in found[0]
+
+
+def test_data_in_another_place_than_the_service_s_own_is_warned_about(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    file = tmp_path / "watcher.toml"
+    file.write_text("")
+    assert main(["systemd-unit", "-c", str(file), "--command", "/opt/watcher/bin/watcher"]) == 0
+    assert 'write database = "sqlite:////var/lib/watcher/watcher.db"' in capsys.readouterr().err
+    file.write_text('database = "sqlite:////var/lib/watcher/watcher.db"\ndata = "/var/lib/watcher"\n')
+    assert main(["systemd-unit", "-c", str(file), "--command", "/opt/watcher/bin/watcher"]) == 0
+    assert "database" not in capsys.readouterr().err

@@ -147,7 +147,8 @@ def systemd_unit(
     program = (command or unit.this_command()).absolute()
     key = credential or (unit.CREDENTIAL if unit.CREDENTIAL.exists() else None)
     print(unit.text(program, file, key), end="")
-    for warning in [*unit.warnings(program, file), *_elsewhere(file)]:
+    python = [] if command else [Path(sys.executable).resolve()]
+    for warning in [*unit.warnings(program, file, *python), *_elsewhere(file)]:
         show.words(f"{show.paint('warning:', 'yellow', sys.stderr)} {warning}")
 
 

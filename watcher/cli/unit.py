@@ -106,10 +106,10 @@ def text(command: Path, config: Path, credential: Path | None) -> str:
     return _TEMPLATE.format(command=_quote(command), config=_quote(config), state=STATE, credential=line)
 
 
-def warnings(command: Path, config: Path) -> list[str]:
-    """What would keep that unit from starting on this machine."""
+def warnings(command: Path, config: Path, *more: Path) -> list[str]:
+    """What would keep that unit from starting on this machine; ``more`` is what it needs to see besides."""
     found = []
-    for path in (command, config):
+    for path in (command, config, *more):
         hidden = next((p for p in ("/home", "/root", "/run/user") if path.is_relative_to(p)), None)
         hidden = hidden or ("/tmp" if path.is_relative_to("/tmp") else None)  # noqa: S108
         if hidden:
