@@ -6,10 +6,9 @@ import io
 import json
 import os
 import pty
-import statistics
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -28,14 +27,15 @@ def watcher(*arguments: str, cwd: Path = ROOT, **more: str) -> subprocess.Comple
 
 
 def test_help_is_there_before_anybody_waits() -> None:
-    """Under 0.3 s on an idle machine; here others may be working, so the best of several is asked for."""
-    times = []
-    for _ in range(5):
-        before = time.perf_counter()
+    """Under 0.3 s: of the processor, since others may be at work here, and the best of several for the same reason."""
+    costs = []
+    for _ in range(4):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         done = watcher("--help")
-        times.append(time.perf_counter() - before)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        costs.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert done.returncode == 0
-    assert min(times) < 0.3 or statistics.median(times) < 0.6
+    assert min(costs) < 0.3
     assert all(f"  {verb} " in done.stdout for verb in VERBS)
 
 
