@@ -46,7 +46,10 @@ def words(text: str) -> None:
 
 
 def error(text: str) -> None:
-    print(f"{paint('error:', 'red', sys.stderr)} {text}", file=sys.stderr)
+    """What went wrong, without any secret that this process has met."""
+    from watcher.log import mask
+
+    print(f"{paint('error:', 'red', sys.stderr)} {mask(text)}", file=sys.stderr)
 
 
 def mistakes(error: ConfigError) -> None:
