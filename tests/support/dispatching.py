@@ -52,6 +52,7 @@ class Bench:
         self.config = config
         self.clock = clock
         self.stop = asyncio.Event()
+        self.sender = sender
         self.dispatcher = Dispatcher(lambda: self.config, db, sender, resolver, clock)
         self.source = source or Source(db, list(config.flows.values()), clock=clock)
         self.task: asyncio.Task[None] | None = None
@@ -91,7 +92,9 @@ class Bench:
         async with self.db.read() as tx:
             return next((s for s in await flows.everyone(tx) if s.name == name), flows.FlowStatus(name))
 
-    async def until(self, what: Callable[[Sequence[deliveries.DeliveryView]], bool]) -> Sequence[deliveries.DeliveryView]:
+    async def until(
+        self, what: Callable[[Sequence[deliveries.DeliveryView]], bool]
+    ) -> Sequence[deliveries.DeliveryView]:
         """Until the deliveries look as wanted."""
         async with asyncio.timeout(30):
             while not what(rows := await self.rows()):
