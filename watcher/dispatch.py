@@ -244,7 +244,7 @@ class Dispatcher:
         ended, self._ended = self._ended, []
         turn = self._prepare(ended, now)
         if claim:
-            turn.claims = self._choose(now, busy=turn.hold)
+            turn.claims = self._choose(now, but={*turn.hold, *turn.resume})
         if not turn:
             return
         try:
@@ -387,8 +387,8 @@ class Dispatcher:
                 turn.resume.append(target.flow.name)
         return turn
 
-    def _choose(self, now: datetime, *, busy: Collection[str]) -> list[_Claim]:
-        """How many deliveries each flow may start, but those that are being held in this very turn.
+    def _choose(self, now: datetime, *, but: Collection[str]) -> list[_Claim]:
+        """How many deliveries each flow may start, but those that are held or let go in this very turn.
 
         Half of all slots are shared by everybody; the other half is kept in equal parts, one part per flow, so that a
         flow that hangs on all it could get still leaves room for every other one.
@@ -407,7 +407,7 @@ class Dispatcher:
         for target in [*targets[first:], *targets[:first]]:
             own = max(0, part - self._flying[target.flow.name])
             room = min(free, own + max(0, free - reserved), self._room(target, now))
-            if room <= 0 or target.flow.name in busy:
+            if room <= 0 or target.flow.name in but:
                 continue
             free -= room
             reserved -= min(own, room)
@@ -437,6 +437,7 @@ class Dispatcher:
         for name in turn.resume:
             target = self._targets[name]
             target.held, target.probe_at, target.probes = False, None, 0
+            self._event.set()  # all that waited for the probe may go
 
     def _tell(self, turn: _Turn, done: _Done) -> None:
         """One line per flow and outcome, not per delivery; one when a flow is held, one when it goes on."""
