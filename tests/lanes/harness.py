@@ -38,6 +38,13 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+class Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A peer that was killed in the middle of a request is what we are here for."""
+
+
 class Source:
     """A list that grows and changes; `final` is what each key said last."""
 
@@ -62,8 +69,7 @@ class Source:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
+        self.server = Quiet(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_port}/items"
 
@@ -262,6 +268,7 @@ trigger = "./listing.py"
 every = "200ms"
 flow = "sink"
 first_run = "all"
+max_change = 1000000
 with = {{ url = "{source}" }}
 """
 
