@@ -312,6 +312,13 @@ async def test_never_more_at_once_to_one_host_than_allowed(site: Site, make: Mak
     assert site.most_at_once == 3
 
 
+async def test_waiting_for_a_turn_does_not_use_up_the_time_of_a_request(site: Site, make: Make) -> None:
+    fetcher = make(at_once_per_host=1, timeout=timedelta(seconds=0.5))
+    urls = [site.on(f"/{n}", s.drip(b"12345", 0.04)) for n in range(6)]
+    answers = await asyncio.gather(*(fetcher.fetch(get(url)) for url in urls))
+    assert {answer.body for answer in answers} == {b"12345"}
+
+
 async def test_those_who_wait_for_their_turn_hear_of_a_429(site: Site, make: Make) -> None:
     fetcher = make(at_once_per_host=1)
     site.on("/a", s.too_many(60))

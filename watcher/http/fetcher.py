@@ -17,7 +17,7 @@ from watcher import values
 from watcher.errors import TriggerError
 from watcher.http.message import PLAIN, FetchOptions, basic, http_date, redacted, without_userinfo
 from watcher.http.politeness import Manners
-from watcher.http.wire import LookUp, WireError, Wires, read
+from watcher.http.wire import LookUp, WireError, Wires, headers_of, read
 from watcher.values import HttpSettings, Request
 
 Validators = Mapping[str, str]
@@ -166,9 +166,10 @@ class Fetcher:
     async def _travel(self, request: Request, options: FetchOptions) -> values.Response:
         """To the source and along its redirects."""
         seconds = self._settings.timeout.total_seconds()
-        ends = self._timer() + (seconds if options.timeout is None else min(options.timeout, 10 * seconds))
+        left = seconds if options.timeout is None else min(options.timeout, 10 * seconds)
         for _ in range(_REDIRECTS + 1):
-            response = await self._visit(request, options, ends)
+            response, spent = await self._visit(request, options, left)
+            left -= spent
             target = response.headers.get("location", "")
             if response.status not in _REDIRECT_STATUS or not target or not options.redirects:
                 return response
@@ -178,28 +179,31 @@ class Fetcher:
                 raise TriggerError(f"{redacted(request.url)} redirects to nowhere: {error}", kind="http") from error
         raise TriggerError(f"{redacted(request.url)}: more than {_REDIRECTS} redirects; check the URL", kind="http")
 
-    async def _visit(self, request: Request, options: FetchOptions, ends: float) -> values.Response:
-        """One request, one answer, one host."""
+    async def _visit(self, request: Request, options: FetchOptions, seconds: float) -> tuple[values.Response, float]:
+        """One request, one answer, one host; and the seconds it took, without those of waiting for a turn."""
         settings = self._settings
         limit = settings.max_body if options.max_body is None else min(options.max_body, settings.max_body)
         wire = self._wires.get(private_addresses=settings.private_addresses, trust_env=settings.trust_env)
         host = urlsplit(request.url).netloc.lower()
         try:
-            async with self._manners.turn(host), asyncio.timeout(max(ends - self._timer(), 0)):
+            async with self._manners.turn(host), asyncio.timeout(max(seconds, 0)):
+                start = self._timer()
                 answer = await wire.send(request)
                 try:
-                    headers = {name.lower(): value for name, value in answer.headers.items()}
+                    headers = headers_of(answer)
                     self._manners.heard(host, answer.status_code, headers)
-                    body = await read(answer, limit)
+                    body = await read(answer, headers.get("content-encoding", ""), limit)
                 finally:
                     await answer.aclose()
         except TimeoutError as error:
-            raise TriggerError(f"{redacted(request.url)}: no whole answer in time", kind="timeout") from error
+            raise TriggerError(
+                f"{redacted(request.url)}: no whole answer within {seconds:.3g} s", kind="timeout"
+            ) from error
         except WireError as error:
             raise TriggerError(
                 f"{redacted(request.url)}: {error}", kind=_KINDS.get(error.kind, "unreachable")
             ) from error
-        return values.Response(answer.status_code, headers, body, request.url)
+        return values.Response(answer.status_code, headers, body, request.url), self._timer() - start
 
     def _keep(self, identity: str, response: values.Response) -> None:
         """Remember an answer, if there is a way to learn whether it still holds."""

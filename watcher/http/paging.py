@@ -2,8 +2,8 @@
 
 Two things happen between two pages of a listing that is newest first. Something is added: what was on this page slides
 to the next one and is met twice, which harms nobody. Something is removed: what would have been next slides to a page
-that was read already, and whoever only goes forward never sees it. So positions are checked against their neighbours. (What slides back and
-forth again between two requests can still dodge; it is where it was, and the next run finds it.)
+that was read already, and whoever only goes forward never sees it. So positions are checked against their neighbours.
+(What slides back and forth again between two requests can still dodge; it is where it was, and the next run finds it.)
 """
 
 from __future__ import annotations

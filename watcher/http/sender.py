@@ -9,7 +9,7 @@ from datetime import timedelta
 
 from watcher.errors import DeliveryError
 from watcher.http.message import basic, redacted, without_userinfo
-from watcher.http.wire import LookUp, WireError, Wires, read_start, start_of
+from watcher.http.wire import LookUp, WireError, Wires, headers_of, read_start, start_of
 from watcher.values import Request, Response
 
 
@@ -41,7 +41,8 @@ class Sender:
         try:
             async with asyncio.timeout(timeout.total_seconds()):
                 answer = await wire.send(request)
-                body = start_of(answer, keep)
+                headers = headers_of(answer)
+                body = start_of(headers.get("content-encoding", ""), keep)
                 await read_start(answer, body)
         except TimeoutError as error:
             if answer is None:
@@ -53,7 +54,6 @@ class Sender:
         finally:
             if answer is not None:
                 await answer.aclose()
-        headers = {name.lower(): value for name, value in answer.headers.items()}
         return Response(answer.status_code, headers, bytes(body.data), request.url)
 
     async def close(self) -> None:

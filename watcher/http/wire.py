@@ -108,10 +108,19 @@ class Wires:
         self._open.clear()
 
 
-async def read(response: httpx.Response, limit: int) -> bytes:
+def headers_of(response: httpx.Response) -> dict[str, str]:
+    """The headers with lower-case names; one that comes more than once is joined by commas (RFC 9110 5.3)."""
+    headers: dict[str, str] = {}
+    for raw_name, raw_value in response.headers.raw:
+        name, value = raw_name.decode("latin-1").lower(), raw_value.decode("latin-1")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return headers
+
+
+async def read(response: httpx.Response, coding: str, limit: int) -> bytes:
     """The whole body, decompressed, of at most ``limit`` bytes. Raises WireError."""
     try:
-        body = Body(response.headers.get("content-encoding", ""), limit)
+        body = Body(coding, limit)
         async for chunk in response.stream:  # type: ignore[union-attr]  # always an async stream here
             body.feed(chunk)
         return body.finish()
@@ -123,10 +132,10 @@ async def read(response: httpx.Response, limit: int) -> bytes:
         raise explain(error) from error
 
 
-def start_of(response: httpx.Response, keep: int) -> Body:
+def start_of(coding: str, keep: int) -> Body:
     """Room for the first ``keep`` bytes of a body, decompressed if that is possible."""
     try:
-        return Body(response.headers.get("content-encoding", ""), keep)
+        return Body(coding, keep)
     except NotDecodable:
         return Body("", keep)
 
