@@ -524,13 +524,16 @@ def test_paging_goes_on_until_a_whole_page_is_known() -> None:
     assert goes_on(ledger)
 
 
-def test_with_a_cursor_paging_stops_only_where_the_newest_come_first() -> None:
+def test_with_a_cursor_paging_stops_only_below_the_floor() -> None:
     ledger = Ledger(label=DATED)
     ledger.see(*(a(n, at=n) for n in range(1, 10)))
     assert not goes_on(ledger, a(9, at=9), a(8, at=8))
-    assert not goes_on(ledger, a(0, at=0.5), a("old", at=0.2))
-    assert goes_on(ledger, a(8, at=8), a(9, at=9))  # what is new comes on a later page
+    assert goes_on(ledger, a(10, at=10), a(9, at=9))  # more may share the instant
+    assert goes_on(ledger, a(8, at=8), a(9, at=9))  # oldest first: what is new comes on a later page
     assert goes_on(ledger, a(9, at=9))
+    ledger.configure(lookback="3")
+    assert goes_on(ledger, a(9, at=9), a(8, at=8))  # a late record may stand behind known ones
+    assert not goes_on(ledger, a(9, at=9), a(5, at=5))
 
 
 def test_paging_never_stops_early_where_absence_counts_or_an_edit_may_stand_anywhere() -> None:

@@ -6,13 +6,14 @@ import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+import structlog
 from structlog.testing import capture_logs
 
 from tests.support import site
@@ -359,6 +360,16 @@ async def test_a_quiet_success_ends_the_failing_at_once(bench: Bench) -> None:
     assert (await bench.status()).failures == 0
 
 
+@pytest.fixture
+def info() -> Iterator[None]:
+    """Events of level `info` are heard."""
+    before = structlog.get_config()
+    structlog.configure(**{**before, "wrapper_class": structlog.make_filtering_bound_logger(20)})
+    yield
+    structlog.configure(**before)
+
+
+@pytest.mark.usefixtures("info")
 async def test_one_notice_when_a_watcher_starts_failing_and_one_when_it_recovers(bench: Bench) -> None:
     await bench.run(a(1))
     bench.site.on("/items", *[site.error(500)] * 3, lambda asked: site.json([a(1)]))

@@ -541,9 +541,9 @@ def _oldest_first(found: tuple[Point | None, Find, str]) -> tuple[bool, Any]:
 def window(label: Label, memory: Memory, entries: Sequence[Entry], seen: Mapping[bytes, Seen]) -> bool:
     """Whether paging must go on after these newest pages.
 
-    It may stop only when all of them is known or lies below the floor: a single known entry may be a pinned one. With
-    a cursor it must also be seen that the source lists the newest first, because in the other order what is new
-    comes last.
+    With a cursor it may stop once it is strictly below the floor, if the source lists the newest first: known entries
+    are no end, because a late record may stand behind them. Without one it may stop where all entries are known: a
+    single known one may be pinned to the top.
 
     Args:
         label: the effective one.
@@ -552,21 +552,14 @@ def window(label: Label, memory: Memory, entries: Sequence[Entry], seen: Mapping
     """
     if memory.version == 0 or not entries or whole_listing_needed(label):
         return True
-    ordered = label.style == "cursor"
-    points = [point(entry.cursor) if ordered else None for entry in entries]
-    one_kind([point(memory.cursor), *points])
-    if ordered:
-        dated = [p for p in points if p]
-        if len(dated) < 2 or not dated[-1].before(dated[0]):
-            return True
+    if label.style == "listing":
+        return not all(ids.key_hash(key_of(entry)) in seen for entry in entries)
+    points = [point(entry.cursor) for entry in entries]
     bottom = _bottom(label, memory)
-    for entry, p in zip(entries, points, strict=True):
-        known = seen.get(ids.key_hash(key_of(entry)))
-        if known is None and not (bottom and p and p.before(bottom)):
-            return True
-        if known and "changed" in label.on and known.content != ids.content_hash(entry.item):
-            return True
-    return False
+    one_kind([bottom, *points])
+    dated = [p for p in points if p]
+    newest_first = len(dated) > 1 and dated[-1].before(dated[0])
+    return not (newest_first and bottom and dated[-1].before(bottom))
 
 
 # --- doubts -----------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 from watcher import ids
 from watcher.errors import Damaged
-from watcher.values import UNSET, Decision, Json, Memory, NewDelivery, NewItem, Proposal, RunRecord, Seen
+from watcher.values import UNSET, Decision, Json, Memory, NewDelivery, NewItem, Proposal, RunRecord, Seen, StagedState
 
 _FORMAT = 1
 
@@ -51,6 +51,7 @@ class Plan:
                 "memory": memory_to_json(p.memory),
                 "learn": [seen_to_json(row) for row in p.learn],
                 "touch": [key.hex() for key in p.touch],
+                "states": [state_to_json(state) for state in p.states],
                 "run": {
                     "started_at": written(p.run.started_at),
                     "finished_at": written(p.run.finished_at),
@@ -84,6 +85,7 @@ class Plan:
             touch=[bytes.fromhex(key) for key in commit["touch"]],
             run=record,
             keep_history=commit["keep_history"],
+            states=[StagedState(s["path"], s.get("value", UNSET), s["expected"]) for s in commit.get("states", [])],
         )
         before = data["state"]["before"]
         return cls(
@@ -167,6 +169,10 @@ def _item_from_json(data: Json) -> NewItem:
         ),
         note=data["note"],
     )
+
+
+def state_to_json(state: StagedState) -> dict[str, Json]:
+    return {"path": state.path, "expected": state.expected, **optional("value", state.value)}
 
 
 def memory_to_json(memory: Memory) -> dict[str, Json]:
