@@ -329,7 +329,7 @@ class Dispatcher:
         async with self._db.read() as tx:
             statuses = {status.name: status for status in await flows.all(tx)}
             due = await deliveries.due(tx, names, now)
-            next_due = await deliveries.next_due(tx, names, now)
+            next_due = await deliveries.next_due(tx, [name for name in names if name not in due], now)
             owed = await deliveries.pending(tx) if survey else {}
         for name, target in self._targets.items():
             status = statuses.get(name)
@@ -576,10 +576,11 @@ class Dispatcher:
         self, wanted: _Claim, delivery: Delivery, judgement: Judgement, started_at: datetime, response: Response | None
     ) -> Settlement:
         assert self._config
-        if judgement.note:  # it may quote an address or an answer, and the answer may echo what it was sent
-            judgement = replace(judgement, note=logs.mask(judgement.note))
-        if response and response.body:
-            response = replace(response, body=_masked(response.body[:MAX_ANSWER]))
+        # It may quote an address or an answer, and an answer may echo what it was sent.
+        if judgement.note and (note := logs.mask(judgement.note)) != judgement.note:
+            judgement = replace(judgement, note=note)
+        if response and response.body and (answer := _masked(response.body[:MAX_ANSWER])) != response.body:
+            response = replace(response, body=answer)
         return conclude(
             delivery,
             judgement,

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import Select, exists, func, literal, select, text, union_all, update
@@ -17,6 +18,7 @@ from watcher.store.tables import attempt, delivery, item, watcher
 from watcher.values import Delivery, NewDelivery, Settlement, Status, Verdict
 
 MAX_STARTS = 10  # starts in a row without an outcome, before an item is taken for the cause
+SUSPECT_STARTS = 2  # so many, and it may be the cause
 
 # Written as text where a partial index must be recognised: SQLite compares the words, not the meaning.
 _IS_PENDING = text("delivery.status = 0")
@@ -26,7 +28,10 @@ _EARLIER = """
 SELECT 1 FROM delivery e
 WHERE e.flow = delivery.flow AND e.lane = delivery.lane AND e.status = 0 AND e.seq < delivery.seq
 """
-_PENDING_HEAD = "delivery.status = 0 AND delivery.head"
+_QUEUE = f"UPDATE delivery SET head = false WHERE delivery.status = 0 AND delivery.head AND EXISTS ({_EARLIER})"
+_STEP_FORWARD = (
+    f"UPDATE delivery SET head = true WHERE delivery.status = 0 AND NOT delivery.head AND NOT EXISTS ({_EARLIER})"
+)
 _COLUMNS = (
     "seq", "id", "item_seq", "watcher_id", "flow", "lane", "status", "head", "attempts", "starts", "due_at",
     "settled_at", "verdict", "note",
@@ -110,11 +115,8 @@ async def owe(tx: AsyncConnection, watcher_id: int, owed: Sequence[tuple[int, Ne
             )
         )  # fmt: skip
     written = await insert_many(tx, delivery, _COLUMNS, rows, "ON CONFLICT DO NOTHING")
-    for flow in waiting:
-        queue = (
-            f"UPDATE delivery SET head = false WHERE {_PENDING_HEAD} AND flow = ? AND seq >= ? AND EXISTS ({_EARLIER})"
-        )
-        await run_sql(tx, queue, (flow, numbers[0]))
+    if waiting:
+        await run_sql(tx, f"{_QUEUE} AND seq >= ?", (numbers[0],))
     if written != len(owed):  # a head may be among those that existed already
         await mend(tx, numbers[0])
     return written
@@ -141,12 +143,13 @@ async def _hold_lanes(tx: AsyncConnection, lanes: Sequence[tuple[str, bytes]]) -
     )
 
 
-async def mend(tx: AsyncConnection, since: int = 0) -> None:
-    """Set `head` right for the deliveries from number ``since`` on: exactly the first pending one of each lane."""
-    first = f"UPDATE delivery SET head = true WHERE status = 0 AND NOT head AND seq >= ? AND NOT EXISTS ({_EARLIER})"
-    later = f"UPDATE delivery SET head = false WHERE {_PENDING_HEAD} AND seq >= ? AND EXISTS ({_EARLIER})"
-    for sql in (first, later):
-        await run_sql(tx, sql, (since,))
+async def mend(tx: AsyncConnection, since: int | None = None) -> None:
+    """Set `head` right, of all deliveries or from a number on: exactly the first pending one of each lane has it."""
+    for sql in (_STEP_FORWARD, _QUEUE):
+        if since is None:
+            await run_sql(tx, sql)
+        else:
+            await run_sql(tx, f"{sql} AND seq >= ?", (since,))
 
 
 # --- claiming ---------------------------------------------------------------------------------------------------------
@@ -163,19 +166,21 @@ async def claim(
     rows = (await run_sql(tx, _CLAIM + ("FOR UPDATE OF delivery SKIP LOCKED" if is_postgres(tx) else ""),
                           (flow, micros(now), limit))).all()  # fmt: skip
     lost = {row.seq: reason for row in rows if (reason := _unfit(row))}
-    taken = [row for row in rows if row.seq not in lost]
+    suspects = [row.seq for row in rows if row.starts >= SUSPECT_STARTS and row.seq not in lost]
+    # One suspect at a time: whatever is sent beside the item that kills us shares its fate, and is not to blame.
+    waiting = {*lost, *suspects[1:]}
+    taken = [_delivery(row) for row in rows if row.seq not in waiting]
     if lost:
         await _bury(tx, lost, now)
-    if not taken:
-        return []
-    until = micros(now + lease)
-    await run_sql(
-        tx,
-        "UPDATE delivery SET token = ?, lease_until = ?, due_at = ?, attempts = attempts + 1, starts = starts + 1 "
-        f"WHERE seq IN ({marks(tx, len(taken))})",
-        (token, until, until, *(row.seq for row in taken)),
-    )
-    return [_delivery(row) for row in taken]
+    if taken:
+        until = micros(now + lease)
+        await run_sql(
+            tx,
+            "UPDATE delivery SET token = ?, lease_until = ?, due_at = ?, attempts = attempts + 1, starts = starts + 1 "
+            f"WHERE seq IN ({marks(tx, len(taken))})",
+            (token, until, until, *(each.seq for each in taken)),
+        )
+    return taken
 
 
 _CLAIM = """
@@ -200,21 +205,11 @@ def _unfit(row: Any) -> str:
 
 
 def _delivery(row: Any) -> Delivery:
+    seq, id, flow, attempts, _, failed, item_id, name, run_id, key, change, revision, found, payload, _ = row
     return Delivery(
-        seq=row.seq,
-        id=row.id,
-        flow=row.flow,
-        attempt=row.attempts + 1,
-        first_failed_at=instant(row.first_failed_at),
-        item_id=row.item_id,
-        watcher=row.watcher,
-        run_id=row.run_id,
-        key=row.key,
-        change=row.change,
-        revision=row.revision,
-        found_at=instant(row.found_at),  # type: ignore[arg-type]
-        payload=bytes(row.payload),
-    )
+        seq, id, flow, attempts + 1, instant(failed), item_id, name, run_id, key, change, revision,
+        instant(found), payload,  # type: ignore[arg-type]
+    )  # fmt: skip
 
 
 async def _bury(tx: AsyncConnection, lost: dict[int, str], now: datetime) -> None:
@@ -224,18 +219,19 @@ async def _bury(tx: AsyncConnection, lost: dict[int, str], now: datetime) -> Non
     )
     stamp = micros(now)
     await run_sql(tx, sql, [(stamp, Verdict.ITEM.value, note, seq) for seq, note in lost.items()])
-    lanes = await run_sql(tx, f"SELECT flow, lane FROM delivery WHERE seq IN ({marks(tx, len(lost))})", (*lost,))
-    await _promote(tx, [(row.flow, row.lane) for row in lanes])
+    await _promote(tx, [*lost])
 
 
-async def _promote(tx: AsyncConnection, lanes: Sequence[tuple[str, bytes]]) -> None:
-    """Make the next pending delivery of each lane its head."""
-    sql = (
-        "UPDATE delivery SET head = true WHERE NOT head AND seq = "
-        "(SELECT min(e.seq) FROM delivery e WHERE e.flow = ? AND e.lane = ? AND e.status = 0)"
-    )
-    if lanes:
-        await run_sql(tx, sql, lanes)
+async def _promote(tx: AsyncConnection, ended: Sequence[int]) -> None:
+    """Make the next pending delivery of each of these deliveries' lanes its head."""
+    if ended:
+        await run_sql(
+            tx,
+            "UPDATE delivery SET head = true WHERE NOT head AND seq IN (SELECT (SELECT min(e.seq) FROM delivery e "
+            "WHERE e.flow = d.flow AND e.lane = d.lane AND e.status = 0) "
+            f"FROM delivery d WHERE d.seq IN ({marks(tx, len(ended))}))",
+            (*ended,),
+        )
 
 
 async def release(tx: AsyncConnection, token: str, seqs: Collection[int], now: datetime) -> None:
@@ -268,30 +264,45 @@ async def settle(tx: AsyncConnection, token: str, settlements: Sequence[Settleme
     held = await _held(tx, token, [s.delivery.seq for s in settlements])
     kept = [s for s in settlements if s.delivery.seq in held]
     if kept:
-        await run_sql(tx, _SETTLE, [_ended(s, token, now) for s in kept])
-        await insert_many(tx, attempt, _ATTEMPT_COLUMNS, [_tried(s) for s in kept])
-        await _promote(tx, [held[s.delivery.seq] for s in kept if _status(s) is not Status.PENDING])
+        # As few statements as can be, and none of them once per row: most outcomes of a group are alike.
+        alike: dict[tuple[Any, ...], tuple[int, ...]] = {}
+        for s in kept:
+            ended = _ended(s, now)
+            alike[ended] = (*alike.get(ended, ()), s.delivery.seq)
+        for ended, seqs in alike.items():
+            await run_sql(tx, f"{_SETTLE} AND seq IN ({marks(tx, len(seqs))})", (*ended, token, *seqs))
+        await _note_attempts(tx, kept)
+        await _promote(tx, [s.delivery.seq for s in kept if _status(s) is not Status.PENDING])
         await flows.delivered(tx, {s.delivery.flow for s in kept if _status(s) is Status.DELIVERED}, now)
-    return {s.delivery.seq for s in settlements} - held.keys()
+    return {s.delivery.seq for s in settlements} - held
 
 
 _SETTLE = """
 UPDATE delivery SET status = ?, due_at = coalesce(?, due_at), settled_at = ?, verdict = ?, status_code = ?, note = ?,
   attempts = attempts - ?, first_failed_at = coalesce(first_failed_at, ?), starts = 0, token = NULL, lease_until = NULL
-WHERE seq = ? AND token = ?
+WHERE token = ?
 """
-_ATTEMPT_COLUMNS = (
-    "delivery_seq", "number", "started_at", "duration_ms", "verdict", "status_code", "note", "answer",
-)  # fmt: skip
 
 
-async def _held(tx: AsyncConnection, token: str, seqs: Sequence[int]) -> dict[int, tuple[str, bytes]]:
-    """Those of the deliveries that this token still holds, with their lanes."""
+async def _held(tx: AsyncConnection, token: str, seqs: Sequence[int]) -> set[int]:
+    """Those of the deliveries that this token still holds."""
     if not seqs:
-        return {}
-    sql = f"SELECT seq, flow, lane FROM delivery WHERE token = ? AND status = 0 AND seq IN ({marks(tx, len(seqs))})"
+        return set()
+    sql = f"SELECT seq FROM delivery WHERE token = ? AND status = 0 AND seq IN ({marks(tx, len(seqs))})"
     rows = await run_sql(tx, sql + (" ORDER BY seq FOR UPDATE" if is_postgres(tx) else ""), (token, *seqs))
-    return {seq: (flow, lane) for seq, flow, lane in rows}
+    return {*rows.scalars()}
+
+
+async def _note_attempts(tx: AsyncConnection, settlements: Sequence[Settlement]) -> None:
+    for start in range(0, len(settlements), 500):
+        some = settlements[start : start + 500]
+        values = ", ".join([f"({marks(tx, 8)})"] * len(some))
+        await run_sql(
+            tx,
+            "INSERT INTO attempt (delivery_seq, number, started_at, duration_ms, verdict, status_code, note, answer) "
+            f"VALUES {values}",
+            (*chain.from_iterable(_tried(s) for s in some),),
+        )
 
 
 def _status(s: Settlement) -> Status:
@@ -300,7 +311,7 @@ def _status(s: Settlement) -> Status:
     return Status.DEAD if s.dead or s.verdict is Verdict.ITEM else Status.PENDING
 
 
-def _ended(s: Settlement, token: str, now: datetime) -> tuple[Any, ...]:
+def _ended(s: Settlement, now: datetime) -> tuple[Any, ...]:
     status = _status(s)
     pending = status is Status.PENDING
     return (
@@ -312,8 +323,6 @@ def _ended(s: Settlement, token: str, now: datetime) -> tuple[Any, ...]:
         s.note[:2_000],
         1 if s.verdict is Verdict.TARGET else 0,  # the target's fault burns no attempt
         None if status is Status.DELIVERED else micros(now),
-        s.delivery.seq,
-        token,
     )
 
 
