@@ -150,7 +150,7 @@ def test_the_schema_describes_every_option() -> None:
         for option, says in table.get("properties", {}).items():
             assert says.get("description"), f"{name}.{option}"
     assert schema["$defs"]["Watcher"]["properties"]["timeout"]["default"] == "1m"
-    assert schema["$defs"]["Flow"]["properties"]["path"]["description"].startswith("The flow's or script's path")
+    assert schema["$defs"]["Flow"]["properties"]["workspace"]["description"] == "The Windmill workspace. (windmill)"
     assert "null" not in json.dumps(schema)
 
 

@@ -14,6 +14,7 @@ Json = Any
 
 Change = Literal["new", "changed", "removed"]
 Order = Literal["key", "watcher", "none"]
+Format = Literal["envelope", "plain", "cloudevents", "cloudevents-structured"]
 Style = Literal["listing", "cursor", "windmill"]
 """How a script works: it describes the world, describes it from a cursor on, or returns what is new by itself."""
 
@@ -62,10 +63,29 @@ class Watcher:
     max_items: int = 1000  # deliveries released per run; the surplus is stored and released in later intervals
     memory_limit: int = 512 * 1024 * 1024  # bytes of address space above an idle worker's own
     forget_after: timedelta | None = None  # a key that the source has not listed for so long is forgotten
+    max_backlog: int = 100_000  # so many of its deliveries wait: it is not polled until fewer do
     keep_history: int = 100  # versions of the state
     keep_runs: timedelta = timedelta(days=30)  # runs, and items that are no longer owed
     enabled: bool = True
     was: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hours:
+    """When a flow may be sent to: on these weekdays (Monday is 0), from ``start`` for ``length`` on the local clock."""
+
+    days: tuple[int, ...]
+    start: timedelta  # after midnight
+    length: timedelta  # at most a day; may go past midnight
+    timezone: str = "UTC"
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Several items in one request: as soon as there are ``size``, and at the latest ``within`` after the first."""
+
+    size: int
+    within: timedelta = timedelta(seconds=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +99,15 @@ class Flow:
     token: str | None = None  # may be a reference: "$var:…", "$env:…", "$file:…"; resolved at each use
     secrets: tuple[str, ...] = ()  # Standard Webhooks signing secrets or references to them; all sign
     headers: Mapping[str, str] = field(default_factory=dict)  # templates
-    format: Literal["envelope", "plain"] | None = None  # None: what the preset sends by default
+    format: Format | None = None  # None: what the preset sends by default
     body: Json = None  # a template: any JSON shape whose strings are Jinja2; None sends `format`
     filter: str | None = None  # a Jinja2 expression over `item`, `key`, `change`, `previous`, `watcher`
     timeout: timedelta = timedelta(seconds=30)
     at_once: int = 8
     rate: tuple[int, timedelta] | None = None  # so many per span
     order: Order = "key"
+    hours: Hours | None = None  # outside of them deliveries wait
+    batch: Batch | None = None
     private_addresses: bool = True  # False: refuse to send to loopback, private and link-local addresses
     trust_env: bool = False  # use HTTP(S)_PROXY
     steps: tuple[Path, ...] = ()  # a local flow
@@ -140,6 +162,7 @@ class DeliverySettings:
         timedelta(seconds=s) for s in (0, 5, 300, 1800, 7200, 18000, 36000, 50400, 72000, 86400)
     )
     lease: timedelta = timedelta(seconds=90)
+    keep_dead: timedelta = timedelta(days=90)  # how long a dead letter can be looked at and retried
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +348,15 @@ class NewItem:
 
 
 @dataclass(frozen=True, slots=True)
+class StagedState:
+    """A state at a path of its own, to be written with the items: a resource of type ``state``."""
+
+    path: str
+    value: Json  # UNSET: to be deleted
+    expected: int | None = None  # the version that was read; None: it was not looked at
+
+
+@dataclass(frozen=True, slots=True)
 class Proposal:
     """All that one run wants to write, in one transaction, if the state is still at ``expected``."""
 
@@ -336,6 +368,7 @@ class Proposal:
     touch: Sequence[bytes]
     run: RunRecord
     keep_history: int = 100
+    states: Sequence[StagedState] = ()
 
 
 Outcome = Literal["ok", "quiet", "failed", "quarantined", "conflict", "approved"]
@@ -428,6 +461,7 @@ class Judgement:
     note: str = ""
     retry_after: float | None = None  # seconds
     look_up: Request | None = None
+    stale: bool = False  # what was learned beforehand no longer holds: learn it anew and try once more
 
 
 @dataclass(frozen=True, slots=True)

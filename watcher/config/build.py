@@ -193,10 +193,14 @@ class Builder:
     def _flow(self, name: str, table: model.Flow, settings: model.Settings) -> values.Flow:
         loc: Loc = ("flows", name)
         extra = dict(table.model_extra or {})
+        preset = presets.presets.get(table.preset) if table.steps is None else None
         built = values.Flow(
-            name=name, preset=table.preset, url=table.url or "", method=table.method, token=table.token,
-            secrets=tuple(table.secret or ()), headers=table.headers, format=table.format, body=table.body,
-            filter=table.filter, timeout=table.timeout, at_once=table.at_once, rate=table.rate, order=table.order,
+            name=name, preset=table.preset, url=table.url or (preset.url if preset else ""), method=table.method,
+            token=table.token, secrets=tuple(table.secret or ()), headers=table.headers, format=table.format,
+            body=table.body, filter=table.filter, timeout=table.timeout, at_once=table.at_once,
+            rate=table.rate or (preset.rate if preset else None), order=table.order,
+            hours=table.deliver_between and dataclasses.replace(table.deliver_between, timezone=table.timezone),
+            batch=values.Batch(**dict(table.batch)) if table.batch else None,
             private_addresses=table.private_addresses, trust_env=table.trust_env, enabled=table.enabled,
             steps=tuple(beside(self.sources.file, step) for step in table.steps or ()), settings=extra,
         )  # fmt: skip
@@ -204,6 +208,7 @@ class Builder:
             self._local_flow(loc, table, built, settings)
         else:
             self._remote_flow(loc, table, extra)
+        self._pace(loc, table)
         for option, message in shape.check(built):
             said, _, hint = message.removesuffix(")").partition(" (did you mean ")
             where = tuple(int(part) if part.isdecimal() else part for part in option.split("."))
@@ -218,6 +223,22 @@ class Builder:
                 f'set delivery.lease to "{least}" or more',
             )
         return built
+
+    def _pace(self, loc: Loc, table: model.Flow) -> None:
+        if table.timezone not in _timezones():
+            hint = near(table.timezone, _timezones()) or 'write it like "Europe/Paris"'
+            self.wrong((*loc, "timezone"), f"no such time zone: {units.shortened(table.timezone)}", hint)
+        elif table.deliver_between is None and "timezone" in table.model_fields_set:
+            self.wrong((*loc, "timezone"), "a time zone means nothing without deliver_between", "remove it", at="key")
+        if table.batch is None:
+            return
+        preset = presets.presets.get(table.preset)
+        if table.steps is not None or (preset and not preset.batches):
+            self.wrong((*loc, "batch"), "only the preset http sends several items at once", "remove it", at="key")
+        elif table.format == "cloudevents":
+            self.wrong((*loc, "format"), "one request has the headers of one event", '"cloudevents-structured"')
+        elif table.order == "watcher":
+            self.wrong((*loc, "order"), "items that go one after another never share a request", '"key" or "none"')
 
     def _local_flow(self, loc: Loc, table: model.Flow, built: values.Flow, settings: model.Settings) -> None:
         if table.url is not None:
@@ -237,18 +258,24 @@ class Builder:
             self._script((*loc, "steps", index), step, (table.steps or [])[index])
 
     def _remote_flow(self, loc: Loc, table: model.Flow, extra: Mapping[str, Any]) -> None:
+        preset = presets.presets.get(table.preset)
         if table.url is None:
-            self.wrong((*loc, "url"), "`url` is required", "or steps, for a local flow", at="missing")
+            if preset is None or not preset.url:
+                self.wrong((*loc, "url"), "`url` is required", "or steps, for a local flow", at="missing")
         elif reference(table.url) is None:
             wrong = _wrong_url(table.url)
             if wrong:
                 self.wrong((*loc, "url"), *wrong)
-        preset = presets.presets.get(table.preset)
+            elif preset and preset.secret_url:
+                register(table.url)
         if preset is None:
             known = ", ".join(sorted(presets.presets))
             hint = near(table.preset, presets.presets) or f"known are {known}"
             self.wrong((*loc, "preset"), f"no such preset: {units.shortened(table.preset)}", hint)
             return
+        if table.format is not None and table.format not in preset.formats:
+            hint = ("it can be " + ", ".join(f'"{f}"' for f in preset.formats)) if preset.formats else "use `body`"
+            self.wrong((*loc, "format"), f"the preset {table.preset} cannot send that", hint)
         some = set(_options(("flows",)))
         try:
             preset.settings(**{option: value for option, value in extra.items() if option in some})
@@ -409,10 +436,12 @@ class Builder:
 
 _SAME = (
     "trigger", "every", "cron", "timezone", "jitter", "timeout", "first_run", "key", "cursor", "lookback",
-    "max_change", "max_items", "memory_limit", "forget_after", "keep_history", "keep_runs", "enabled", "was",
+    "max_change", "max_items", "memory_limit", "forget_after", "max_backlog", "keep_history", "keep_runs", "enabled",
+    "was",
 )  # fmt: skip
 """Options of a watcher that mean the same in values.Watcher."""
 
+_HIDDEN = frozenset().union(*(preset.settings.hidden for preset in presets.presets.values()))
 _NAMED = frozenset({"flows", "watchers", "resources", "variables"})
 _TYPES = {
     "string_type": 'must be text, in quotes: "…"',
@@ -457,7 +486,7 @@ def near(text: str, names: Iterable[str]) -> str:
 def is_secret(loc: Loc) -> bool:
     """Whether what stands here must not be shown: by what the option is for, or by its name."""
     words = [name for name in loc if isinstance(name, str)]
-    if len(words) > 2 and words[0] == "flows" and words[2] in ("token", "secret"):
+    if len(words) > 2 and words[0] == "flows" and (words[2] in ("token", "secret") or words[2] in _HIDDEN):
         return True
     if words and words[0] == "variables":
         return is_secret_name(words[-1].rpartition("/")[2])
@@ -478,6 +507,8 @@ _TABLES: dict[str | int, Any] = {
 def _options(loc: Loc) -> list[str]:
     """The names that may stand at this place."""
     table = _TABLES.get(loc[0], model.Settings) if loc else model.Settings
+    if len(loc) == 3 and loc[2] == "batch":
+        table = model.Batch
     names = [info.alias or name for name, info in table.model_fields.items()]
     if table is model.Flow:
         names += {name for preset in presets.presets.values() for name in preset.settings.model_fields}

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from watcher import values
 from watcher.config import units
+from watcher.flows import hours
 
 # --- how values are written -------------------------------------------------------------------------------------------
 
@@ -134,6 +135,20 @@ def _plain(value: Any, depth: int = 0) -> Any:
     return value
 
 
+def _hours(value: Any) -> values.Hours:
+    if isinstance(value, values.Hours):
+        return value
+    if not isinstance(value, str):
+        raise ValueError('hours are text, such as "08:00-20:00" or "mon-fri 08:00-18:00"')
+    return hours.parse(value)
+
+
+Hours = Annotated[
+    values.Hours,
+    BeforeValidator(_hours),
+    PlainSerializer(hours.show),
+    WithJsonSchema({"type": "string", "pattern": hours.PATTERN}),
+]
 AnyJson = Annotated[Any, BeforeValidator(_plain), WithJsonSchema({})]
 JsonObject = Annotated[dict[str, Any], BeforeValidator(_plain)]
 
@@ -228,6 +243,8 @@ class Delivery(Table):
         default=_of(values.DeliverySettings, "lease"), ge=timedelta(seconds=2), le=timedelta(hours=1)
     )
     """How long a claimed delivery belongs to one process. Must exceed the longest flow timeout by five seconds."""
+    keep_dead: Duration = Field(default=_of(values.DeliverySettings, "keep_dead"), ge=timedelta(days=1))
+    """How long a dead letter is kept for a look and a retry."""
 
 
 class Logging(Table):
@@ -248,6 +265,15 @@ class Resource(Table):
     """The object. Texts in it may be `$env:`, `$file:`, `$var:` and `$res:` references."""
 
 
+class Batch(Table):
+    """Several items in one request."""
+
+    size: int = Field(ge=2, le=1000)
+    """Items in one request at most."""
+    within: Duration = Field(default=_of(values.Batch, "within"), ge=timedelta(), le=timedelta(minutes=10))
+    """How long the first item may wait for others."""
+
+
 class Flow(Table):
     """One `[flows.NAME]` table: where items go."""
 
@@ -256,7 +282,7 @@ class Flow(Table):
     preset: str = _of(values.Flow, "preset")
     """What stands behind the URL; decides the form of the request and the meaning of the answer."""
     url: str | None = Field(default=None, max_length=4000)
-    """Where to send. Required, except for a local flow."""
+    """Where to send. Required, except for a local flow and for presets that know the address."""
     steps: OneOrMany | None = Field(default=None, min_length=1, max_length=100)
     """A local flow: scripts that run here, one after another, in one `./shared` directory. The first gets the item,
     each further one the result of the step before. Paths are relative to the configuration file."""
@@ -269,9 +295,9 @@ class Flow(Table):
     secret can be replaced without a gap."""
     headers: dict[str, str] = Field(default_factory=dict)
     """Further request headers. Values are templates, or whole references."""
-    format: Literal["envelope", "plain"] | None = None
-    """What to send when there is no `body`: the Standard Webhooks `envelope` with type, time and data, or the `plain`
-    item. The preset decides when this is left out."""
+    format: Literal["envelope", "plain", "cloudevents", "cloudevents-structured"] | None = None
+    """What to send: the Standard Webhooks `envelope` with type, time and data, the `plain` item, or a CloudEvent, with
+    its attributes in headers or (`-structured`) around the data. The preset decides when this is left out."""
     body: AnyJson = None
     """A template of the body: any shape, whose texts may hold `{{ item.title }}`."""
     filter: str | None = Field(default=None, min_length=1, max_length=10_000)
@@ -286,6 +312,14 @@ class Flow(Table):
     """Never more attempts than this in the span."""
     order: Literal["key", "watcher", "none"] = _of(values.Flow, "order")
     """What goes out one after another: deliveries about one item key, all of one watcher, or nothing."""
+    deliver_between: Hours | None = None
+    """Hours in which to send, such as `"08:00-20:00"` or `"mon-fri 22:00-06:00"`. Outside of them deliveries wait, and
+    no attempt is counted."""
+    timezone: str = "UTC"
+    """The time zone that `deliver_between` is read in."""
+    batch: Batch | None = None
+    """Send up to `size` items in one request, as a list, at the latest `within` that time after the first. Of the
+    preset `http` alone."""
     private_addresses: bool = _of(values.Flow, "private_addresses")
     """Whether the flow may be on a loopback, private or link-local address."""
     trust_env: bool = _of(values.Flow, "trust_env")
@@ -335,6 +369,8 @@ class Watcher(Table):
     """Memory that the script may take beyond an idle worker's."""
     forget_after: Duration | None = Field(default=None, ge=timedelta(days=1))
     """Forget keys that the source has not listed for so long. Without it nothing is forgotten."""
+    max_backlog: int = Field(default=_of(values.Watcher, "max_backlog"), ge=1)
+    """When more deliveries of this watcher than this wait to be sent, its source is not asked until fewer do."""
     keep_history: int = Field(default=_of(values.Watcher, "keep_history"), ge=1, le=100_000)
     """Versions of the state that are kept."""
     keep_runs: Duration = Field(default=_of(values.Watcher, "keep_runs"), ge=timedelta(hours=1))

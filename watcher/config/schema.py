@@ -16,10 +16,9 @@ def json_schema() -> dict[str, Any]:
     flow["additionalProperties"] = False
     flow["properties"]["preset"]["enum"] = sorted(flows.presets)
     for name, preset in sorted(flows.presets.items()):
-        for option, says in preset.settings.model_json_schema()["properties"].items():
-            known = flow["properties"].setdefault(option, {**says, "description": f"{says['description']} ({name})"})
-            if known["description"] != says["description"] and not known["description"].endswith(f"({name})"):
-                known["description"] += f" {says['description']} ({name})"
+        for option, says in preset.settings.model_json_schema().get("properties", {}).items():
+            says["description"] = f"{says['description']} ({name})"
+            flow["properties"][option] = _both(flow["properties"].get(option), says)
     for title, noun in _TABLES.items():
         _put_right(tables[title], noun)
     _put_right(schema, model.Settings)
@@ -33,11 +32,19 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "watcher.schema.json", **schema}
 
 
+def _both(one: dict[str, Any] | None, other: dict[str, Any]) -> dict[str, Any]:
+    """An option that several presets have: all meanings, and only those bounds that they share."""
+    if one is None:
+        return other
+    told = {"description": f"{one['description']} {other['description']}"}
+    return {name: value for name, value in one.items() if other.get(name) == value} | told
+
+
 _TABLES: dict[str, type[Any]] = {
     table.__name__: table
     for table in (
-        model.Server, model.Http, model.Scripts, model.Delivery, model.Logging, model.Resource, model.Flow,
-        model.Watcher,
+        model.Server, model.Http, model.Scripts, model.Delivery, model.Logging, model.Resource, model.Batch,
+        model.Flow, model.Watcher,
     )
 }  # fmt: skip
 

@@ -6,28 +6,48 @@ import json
 from datetime import datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Literal
+from urllib.parse import quote
 
 from watcher.errors import DeliveryError
 from watcher.flows import shape
 from watcher.flows.preset import Resolved
 from watcher.flows.sign import sign
-from watcher.values import Delivery, Flow, Json
+from watcher.values import Delivery, Flow, Format, Json
 
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
+CLOUDEVENT = "application/cloudevents+json; charset=utf-8"
 
 
-def body(flow: Flow, delivery: Delivery, default: Literal["envelope", "plain"]) -> tuple[bytes, str]:
+def body(flow: Flow, delivery: Delivery, default: Format) -> tuple[bytes, str]:
     """What is sent, the same bytes at every attempt, and its content type."""
+    form = flow.format or default
     if flow.body is not None:
         filled = shape.body(flow, delivery)
+        if form == "cloudevents-structured":
+            return _structured(delivery, _bounded(flow, dump(filled))), CLOUDEVENT
         if isinstance(filled, str):
             return _bounded(flow, filled.encode("utf-8", "replace")), TEXT
         return _bounded(flow, dump(filled)), JSON
-    if (flow.format or default) == "plain":
+    if form == "plain":
         return plain(delivery), JSON
+    if form == "cloudevents":
+        return _data(delivery), JSON
+    if form == "cloudevents-structured":
+        return _structured(delivery, _data(delivery)), CLOUDEVENT
     return envelope(delivery), JSON
+
+
+def embedded(flow: Flow, delivery: Delivery, default: Format) -> bytes:
+    """The same as JSON, to stand in a field of an engine's own request: a text becomes a JSON string."""
+    content, kind = body(flow, delivery, default)
+    return dump(content.decode()) if kind == TEXT else content
+
+
+def arguments(flow: Flow, delivery: Delivery, default: Format) -> bytes:
+    """The same as a JSON object, for engines that take nothing else: ``{"body": …}`` around what is none."""
+    content = embedded(flow, delivery, default)
+    return content if content.startswith(b"{") else b'{"body":%b}' % content
 
 
 def envelope(delivery: Delivery) -> bytes:
@@ -35,6 +55,11 @@ def envelope(delivery: Delivery) -> bytes:
 
     ``data`` ends with what the item carries: ``item``, and for a change ``previous`` and ``patch`` (RFC 6902).
     """
+    head = f'{{"type":"watcher.item.{delivery.change}","timestamp":"{shape.rfc3339(delivery.found_at)}","data":'
+    return b"%b%b}" % (head.encode(), _data(delivery))
+
+
+def _data(delivery: Delivery) -> bytes:
     data = dump(
         {
             "watcher": delivery.watcher,
@@ -45,15 +70,36 @@ def envelope(delivery: Delivery) -> bytes:
             "revision": delivery.revision,
         }
     )
-    head = f'{{"type":"watcher.item.{delivery.change}","timestamp":"{shape.rfc3339(delivery.found_at)}","data":'
     # The payload is a JSON object already, checked by its checksum: it is spliced in, not parsed and written again.
-    return b"%b%b,%b}" % (head.encode(), data[:-1], _utf8(delivery.payload)[1:])
+    return b"%b,%b" % (data[:-1], _utf8(delivery.payload)[1:])
 
 
 def plain(delivery: Delivery) -> bytes:
     """The item alone. One that is no object comes as ``{"body": item}``, which is what Windmill makes of it too."""
     item = json.loads(delivery.payload)["item"]
     return dump(item if isinstance(item, dict) else {"body": item})
+
+
+def _attributes(delivery: Delivery) -> dict[str, str]:
+    """The attributes of a CloudEvent (CloudEvents 1.0.2, 3). ``source`` and ``id`` are the same at every attempt."""
+    return {
+        "specversion": "1.0",
+        "id": delivery.id,
+        "source": f"/watchers/{quote(delivery.watcher)}",
+        "type": f"watcher.item.{delivery.change}",
+        "time": shape.rfc3339(delivery.found_at),
+        **({"subject": delivery.key} if delivery.key else {}),  # an attribute must not be empty
+    }
+
+
+def _structured(delivery: Delivery, data: bytes) -> bytes:
+    return b'%b,"datacontenttype":"application/json","data":%b}' % (dump(_attributes(delivery))[:-1], data)
+
+
+def _binary(delivery: Delivery) -> dict[str, str]:
+    """Attributes as headers; what no header may hold is percent-encoded (HTTP binding 1.0.2, 3.1.3.2)."""
+    safe = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) not in '"%')
+    return {f"ce-{name}": quote(value, safe=safe, errors="replace") for name, value in _attributes(delivery).items()}
 
 
 def headers(
@@ -69,16 +115,20 @@ def headers(
         "webhook-timestamp": str(int(now.timestamp())),
         "x-watcher-attempt": str(delivery.attempt),
     }
+    if flow.format == "cloudevents":
+        found |= _binary(delivery)
     if resolved.secrets:
         found["webhook-signature"] = sign(resolved.secrets, delivery.id, now, body)
     return found
 
 
+_encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode  # dumps makes one a time
+
+
 def dump(value: Json) -> bytes:
     """Compact JSON. Lone surrogates, which UTF-8 cannot hold, stay escaped as JSON has them."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     try:
-        return text.encode()
+        return _encode(value).encode()
     except UnicodeEncodeError:
         return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from datetime import datetime
 from typing import cast
 
 from pydantic import Field
 
 from watcher.flows import envelope
-from watcher.flows.preset import Preset, PresetSettings, Resolved, judge_status
+from watcher.flows.preset import ALL_FORMATS, Preset, PresetSettings, Resolved, basic, bearer, judge_status
 from watcher.values import Delivery, Flow, Judgement, Request, Response
 
 
@@ -29,11 +28,10 @@ def request(flow: Flow, delivery: Delivery, resolved: Resolved, now: datetime) -
     settings = cast(Settings, resolved.settings)
     body, content_type = envelope.body(flow, delivery, preset.format)
     headers = envelope.headers(flow, delivery, resolved, now, body, content_type)
-    if resolved.token is not None:
-        headers["authorization"] = f"Bearer {resolved.token}"
-    elif settings.user is not None:
-        pair = f"{settings.user}:{settings.password or ''}".encode()
-        headers["authorization"] = "Basic " + base64.b64encode(pair).decode()
+    if settings.user is not None and resolved.token is None:
+        headers |= basic(settings.user, settings.password or "")
+    else:
+        headers |= bearer(resolved)
     if settings.idempotency_header:
         headers[settings.idempotency_header.lower()] = delivery.id
     return Request(flow.method, resolved.url, headers, body)
@@ -43,4 +41,4 @@ def judge(flow: Flow, delivery: Delivery, resolved: Resolved, response: Response
     return judge_status(response, now)
 
 
-preset = Preset(Settings, request, judge)
+preset = Preset(Settings, request, judge, formats=ALL_FORMATS, batches=True)

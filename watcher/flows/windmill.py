@@ -4,32 +4,47 @@ from __future__ import annotations
 
 from datetime import datetime
 from typing import Literal, cast
-from urllib.parse import quote
 
 from pydantic import Field
 
 from watcher.flows import envelope
-from watcher.flows.preset import Preset, PresetSettings, Resolved, judge_status
+from watcher.flows.preset import (
+    ALL_FORMATS,
+    Part,
+    Preset,
+    PresetSettings,
+    Resolved,
+    bearer,
+    judge_status,
+    path_part,
+    several_parts,
+)
 from watcher.values import Delivery, Flow, Judgement, Request, Response, Verdict
 
 _RUN = {"flow": "f", "script": "p", "hash": "h"}
+_VERIFIABLE = "&include_header=webhook-id,webhook-timestamp,webhook-signature&raw=true"
 
 
 class Settings(PresetSettings):
     """What only the windmill preset knows."""
 
-    path: str = Field(description="The flow's or script's path, such as `f/news/summarise`, or a script's hash.")
+    path: Part = Field(description="The flow's or script's path, such as `f/news/summarise`, or a script's hash.")
     kind: Literal["flow", "script", "hash"] = Field("flow", description="What `path` names.")
-    workspace: str = Field("main", description="The Windmill workspace.")
+    workspace: Part = Field("main", description="The Windmill workspace.")
+    verifiable: bool = Field(
+        False,
+        description="Hand the script the `webhook-…` headers and the raw body (`raw_string`) too, so that it can "
+        "verify the signature.",
+    )
 
 
 def request(flow: Flow, delivery: Delivery, resolved: Resolved, now: datetime) -> Request:
     settings = cast(Settings, resolved.settings)
     body, content_type = envelope.body(flow, delivery, preset.format)
     headers = envelope.headers(flow, delivery, resolved, now, body, content_type)
-    headers |= _authorization(resolved)
-    url = f"{_api(resolved)}/jobs/run/{_RUN[settings.kind]}/{quote(settings.path, safe='/')}?job_id={delivery.id}"
-    return Request("POST", url, headers, body)
+    headers |= bearer(resolved)
+    url = f"{_api(resolved)}/jobs/run/{_RUN[settings.kind]}/{several_parts(settings.path)}?job_id={delivery.id}"
+    return Request("POST", url + (_VERIFIABLE if settings.verifiable else ""), headers, body)
 
 
 def judge(flow: Flow, delivery: Delivery, resolved: Resolved, response: Response, now: datetime) -> Judgement:
@@ -42,7 +57,7 @@ def judge(flow: Flow, delivery: Delivery, resolved: Resolved, response: Response
         return Judgement(Verdict.DELIVERED if response.status == 201 else Verdict.DUPLICATE)
     judgement = judge_status(response, now)
     if response.status in (400, 409):
-        job = Request("GET", f"{_api(resolved)}/jobs_u/get/{delivery.id}", _authorization(resolved))
+        job = Request("GET", f"{_api(resolved)}/jobs_u/get/{delivery.id}", bearer(resolved))
         return Judgement(judgement.verdict, judgement.note, judgement.retry_after, look_up=job)
     if judgement.verdict is Verdict.DELIVERED:
         return Judgement(Verdict.TARGET, f"answered {response.status}, which Windmill does not: check url and path")
@@ -59,12 +74,8 @@ def judge_look_up(flow: Flow, delivery: Delivery, first: Response, found: Respon
 
 
 def _api(resolved: Resolved) -> str:
-    workspace = quote(cast(Settings, resolved.settings).workspace, safe="")
+    workspace = path_part(cast(Settings, resolved.settings).workspace)
     return f"{resolved.url.rstrip('/')}/api/w/{workspace}"
 
 
-def _authorization(resolved: Resolved) -> dict[str, str]:
-    return {} if resolved.token is None else {"authorization": f"Bearer {resolved.token}"}
-
-
-preset = Preset(Settings, request, judge, judge_look_up, format="plain")
+preset = Preset(Settings, request, judge, judge_look_up, format="plain", formats=ALL_FORMATS)
