@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ async def backup(db: Database, to: Path) -> Path:
     except OSError as error:
         raise StoreError(f"{to}: {error.strerror}: nothing was backed up") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
     return to
 
 

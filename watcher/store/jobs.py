@@ -180,12 +180,6 @@ async def abandon(tx: AsyncConnection, now: datetime) -> None:
     await tx.execute(update(job).where(job.c.status == JobStatus.RUNNING.value).values(lease_until=now))
 
 
-async def abandon(tx: AsyncConnection, now: datetime) -> int:
-    """End every lease now: for a service that is alone on its database and has just started. Returns how many."""
-    running = update(job).where(job.c.status == JobStatus.RUNNING.value)
-    return int((await tx.execute(running.values(lease_until=now))).rowcount)
-
-
 async def cancel(tx: AsyncConnection, id: str, reason: str, now: datetime) -> bool:
     """End a job that is not over yet. Whoever runs it finds out at its next heartbeat. False: it was over."""
     ended = await tx.execute(

@@ -69,7 +69,7 @@ async def get(tx: AsyncConnection, sha256: bytes, now: datetime) -> Token | None
 
 async def list(tx: AsyncConnection) -> Sequence[Token]:
     """All that no job owns, oldest first."""
-    statement = select(token).where(token.c.job_id.is_(None)).order_by(token.c.created_at)
+    statement = select(token).where(token.c.job_id.is_(None)).order_by(token.c.created_at, token.c.prefix)
     return [_token(row) for row in await tx.execute(statement)]
 
 
