@@ -224,21 +224,34 @@ async def test_mending_sets_wrong_heads_right(db: Database) -> None:
     assert await heads(db) == right
 
 
-@pytest.mark.parametrize("order", ["watcher", "key"])
-async def test_claims_are_fast_with_a_hundred_thousand_waiting(sqlite_db: Database, order: str) -> None:
-    """In one lane and in a hundred thousand: a claim looks at what it claims. Counted in steps of SQLite, not seconds."""
-    await know(sqlite_db, "w")
-    many = [new_item(f"k{n}", {"n": n}, order=order) for n in range(100_000)]
-    await commit(sqlite_db, many)
-    began = time.process_time()
+@pytest.mark.parametrize("lanes", ["one_lane", "as_many_lanes"])
+async def test_claims_are_fast_with_a_hundred_thousand_waiting(db: Database, lanes: str) -> None:
+    """A claim looks at what it claims, not at what waits."""
+    await know(db, "w")
+    await commit(db, [new_item("a", 1)])
+    one, many = lanes == "one_lane", "int8send(i)" if db.dialect == "postgresql" else "CAST(i AS BLOB)"
+    await db.write(
+        lambda tx: tx.execute(
+            text(
+                "WITH RECURSIVE n (i) AS (SELECT CAST(2 AS bigint) UNION ALL SELECT i + 1 FROM n WHERE i < 100000) "
+                "INSERT INTO delivery (seq, id, item_seq, watcher_id, flow, lane, status, head, attempts, starts, "
+                "due_at, verdict, note) "
+                f"SELECT i, 'id ' || i, item_seq, watcher_id, flow, {'lane' if one else many}, 0, {not one}, 0, 0, "
+                "due_at, '', '' FROM n, delivery WHERE seq = 1"
+            )
+        )
+    )
+    if db.dialect == "postgresql":
+        await db.write(lambda tx: tx.execute(text("ANALYZE delivery")))
+    began = time.perf_counter()
     for _ in range(20):
-        claimed = await claim(sqlite_db, limit=8)
-        assert len(claimed) == (1 if order == "watcher" else 8)
-        await settle(sqlite_db, [settlement(d) for d in claimed])
-        async with sqlite_db.read() as tx:
+        claimed = await claim(db, limit=8)
+        assert len(claimed) == (1 if one else 8)
+        await settle(db, [settlement(d) for d in claimed])
+        async with db.read() as tx:
             assert await deliveries.due(tx, ["f"], NOW) == {"f"}
             assert await deliveries.next_due(tx, ["f"], NOW) == NOW
-    assert (time.process_time() - began) / 20 < 0.05
+    assert (time.perf_counter() - began) / 20 < 0.1  # a scan of what waits takes longer on any machine
 
 
 # --- leases and fences
