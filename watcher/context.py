@@ -38,6 +38,16 @@ class Host(Protocol):
         """One page of a generator has come; False asks it to stop, since all further pages are known."""
 
 
+class Keeper(Host, Protocol):
+    """A host that keeps states itself, in one place with what the script writes over HTTP."""
+
+    async def state(self, path: str) -> Json:
+        """The state at a path, with what this run wrote; UNSET if there is none."""
+
+    async def stage(self, path: str, value: Json) -> None:
+        """Write a state, to be kept if the run succeeds."""
+
+
 class Context(ABC):
     """What one run of one script can reach. Staged state is kept only if the run's items are committed."""
 
@@ -68,10 +78,7 @@ class Context(ABC):
                 f"set_state: a run writes its own state only, {self.state_path!r} and not {path!r}: leave out `path`",
                 kind="arguments",
             )
-        try:
-            self._staged = json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError, RecursionError) as error:
-            raise TriggerError(f"set_state: the state is not JSON: {error}", kind="junk") from error
+        self._staged = _state_text(value)
 
     @property
     def staged(self) -> Json:
@@ -118,11 +125,28 @@ class Channel(Protocol):
 
 
 class RemoteContext(Context):
-    """The context inside a worker process: whatever it lacks it asks of the service. Safe to use from any thread."""
+    """The context inside a worker process: whatever it lacks it asks of the service. Safe to use from any thread.
 
-    def __init__(self, channel: Channel, **rest: Any) -> None:
+    ``kept``: the service keeps the states, and is asked for them each time, since the script may also write them over
+    HTTP with Windmill's client.
+    """
+
+    def __init__(self, channel: Channel, *, kept: bool = False, **rest: Any) -> None:
         super().__init__(**rest)
         self._channel = channel
+        self._kept = kept
+
+    def get_state(self, path: str | None = None) -> Json:
+        if not self._kept:
+            return super().get_state(path)
+        return self._channel.ask({"op": "state", "path": path or self.state_path}).result()[0].get("value")
+
+    def set_state(self, value: Json, path: str | None = None) -> None:
+        if not self._kept:
+            super().set_state(value, path)
+            return
+        value = json.loads(_state_text(value))  # junk is told here, where the script's own line is to blame
+        self._channel.ask({"op": "stage", "path": path or self.state_path, "value": value}).result()
 
     def get_resource(self, path: str) -> Json:
         return self._channel.ask({"op": "resource", "path": _path(path, "$res:")}).result()[0]["value"]
@@ -141,6 +165,13 @@ class RemoteContext(Context):
     def _fetch(self, request: Request, options: FetchOptions) -> Future[tuple[dict[str, Json], bytes]]:
         head = {"method": request.method, "url": request.url, "headers": dict(request.headers)}
         return self._channel.ask({"op": "fetch", "request": head, "options": asdict(options)}, request.body)
+
+
+def _state_text(value: Json) -> str:
+    try:
+        return json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise TriggerError(f"set_state: the state is not JSON: {error}", kind="junk") from error
 
 
 def _path(path: str, prefix: str) -> str:

@@ -27,10 +27,12 @@ from watcher.http import FetchOptions
 from watcher.http.fetcher import Fetcher
 from watcher.resolve import Resolver
 from watcher.scripts import Call, Scripts
+from watcher.staging import Session, Sessions, States, state_path
 from watcher.store import meta, past, runs, seen, states, watchers
 from watcher.store.db import Database
 from watcher.store.watchers import Quiet, WatcherStatus
 from watcher.values import (
+    UNSET,
     Config,
     Decision,
     Diff,
@@ -49,6 +51,7 @@ from watcher.values import (
     Response,
     RunRecord,
     Seen,
+    StagedState,
     Watcher,
 )
 
@@ -80,6 +83,8 @@ class _Host:
     label: Label  # the effective one
     memory: Memory
     validators_in: Mapping[str, Mapping[str, str]]
+    states: States
+    session: Session  # where what the script sets is staged
     whole: bool = False  # list everything this time, though the first page be known
     recording: Recording | None = None
     replay: bool = False  # answer from the recording
@@ -101,6 +106,13 @@ class _Host:
 
     async def variable(self, path: str) -> str:
         return await self.resolver.variable(path)
+
+    async def state(self, path: str) -> Json:
+        """The state at a path, as this run wrote or would find it; UNSET if there is none."""
+        return await self.states.read(path, self.session)
+
+    async def stage(self, path: str, value: Json) -> None:
+        await self.states.write(path, value, self.session)
 
     async def page(self, entries: Sequence[Entry]) -> bool:
         """Whether the next page is wanted."""
@@ -166,6 +178,7 @@ class Runner:
         resolver: Resolver,
         clock: Callable[[], datetime],
         committed: Callable[[Collection[str]], None],
+        sessions: Sessions | None = None,
     ) -> None:
         self.quiet: dict[str, Quiet] = {}  # what runs left that is not worth a transaction of its own
         self._config = config
@@ -175,6 +188,8 @@ class Runner:
         self._resolver = resolver
         self._clock = clock
         self._committed = committed
+        self._sessions = sessions or Sessions()
+        self._states = States(config, db, resolver, clock, patience=self._sessions.patience)
         self._recent: dict[str, _Recent] = {}
         self._swept: dict[str, datetime] = {}  # when a watcher's source was last listed without stopping early
         self._warned: dict[str, tuple[str, ...]] = {}
@@ -201,7 +216,7 @@ class Runner:
         watcher, started = self._watcher(name), self._clock()
         before = await self._load(name)
         recording = None if record is None else Recording(name, started, before.memory)
-        looked = await self._look(watcher, before, started, recording, conditional=False)
+        looked = await self._look(watcher, before, started, recording, conditional=False, dry=True)
         if recording is not None and record is not None:
             _keep(recording, record)
         return looked.plan
@@ -214,7 +229,7 @@ class Runner:
         watcher, kept = self._watcher(name), _kept(recording)
         status, epoch = WatcherStatus(id=0, name=name, origin=name), "test"
         before = _Before(status, kept.memory, epoch, kept.memory.version)
-        return (await self._look(watcher, before, kept.made_at, kept, conditional=False, replay=True)).plan
+        return (await self._look(watcher, before, kept.made_at, kept, conditional=False, replay=True, dry=True)).plan
 
     async def apply(self, plan: Plan) -> RunRecord:
         """Commit exactly what a plan says. Outcome ``conflict`` if anything was committed since it was made."""
@@ -284,7 +299,8 @@ class Runner:
         self._warn(name, looked.plan.proposal.run.warnings)
         if looked.plan.quarantine:
             return await self._quarantine(looked, tick_at)
-        if diff.silent(before.memory, looked.diff) or (looked.listing.unchanged and before.memory.version == 0):
+        silent = diff.silent(before.memory, looked.diff) and not looked.plan.proposal.states
+        if silent or (looked.listing.unchanged and before.memory.version == 0):
             return await self._be_quiet(looked, tick_at)
         return await self._commit(looked, tick_at)
 
@@ -305,6 +321,7 @@ class Runner:
         *,
         conditional: bool = True,
         replay: bool = False,
+        dry: bool = False,
     ) -> _Looked:
         """Call the script and diff what it lists. Writes nothing."""
         memory = before.memory
@@ -312,25 +329,28 @@ class Runner:
         label = diff.effective(watcher, described.label)
         fingerprint = _fingerprint(watcher, label)
         whole = not replay and label.style == "listing" and self._sweep_is_due(watcher.name, started)
+        file = self._config().file
+        session = Session("watcher", watcher.name, state_path(watcher, file), started, state=memory.state, dry=dry)
         host = _Host(
             self._fetcher, self._resolver, self._db, watcher, label, memory,
             self._validators(watcher, memory, fingerprint, whole) if conditional else {},
-            whole, recording, replay,
+            self._states, session, whole, recording, replay,
         )  # fmt: skip
         call = Call(
             script=watcher.script,
             args=await self._resolver.value(dict(watcher.args)),
             state=memory.state,
-            state_path=f"f/watchers/{watcher.name}",
+            state_path=session.state_path,
             timeout=watcher.timeout,
             memory_limit=watcher.memory_limit,
             key=watcher.key,
             cursor=watcher.cursor if label.style == "cursor" else None,
             since=diff.floor(label, memory),
-            cwd=file.parent if (file := self._config().file) else None,  # where relative paths in `with` start
+            cwd=file.parent if file else None,  # where relative paths in `with` start
             workspace=self._config().workspace,
+            job_id=session.job_id,
         )
-        listing = await self._scripts.call(call, host)
+        listing, staged = await self._call(call, host, session)
         failpoint("after_fetch")
         listing = replace(listing, validators=host.validators)
         if whole and not listing.unchanged:
@@ -352,8 +372,20 @@ class Runner:
         proposed, items, filtered = await _aside(len(listing.entries), decide)
         proposed = await self._remembered(watcher, before, proposed, fingerprint, replay)
         failpoint("after_diff")
-        plan = self._plan(watcher, before, listing, proposed, items, filtered, started)
+        plan = self._plan(watcher, before, listing, proposed, items, filtered, started, staged)
         return _Looked(before, listing, proposed, plan, started)
+
+    async def _call(self, call: Call, host: _Host, session: Session) -> tuple[Listing, tuple[StagedState, ...]]:
+        """Call the script while it may come back by its token, and gather what it wrote meanwhile.
+
+        Raises StoreError when it asked for a state that could not be read: its script may have taken that for none.
+        """
+        with self._sessions.open(session) as token:
+            if not self._scripts.in_loop(call.script):
+                call = replace(call, env=await self._sessions.environment(session, token, call.workspace))
+            listing = await self._scripts.call(call, host)
+            own, others = session.taken()
+        return (listing if own is UNSET else replace(listing, state=own)), others
 
     async def _known(
         self,
@@ -409,6 +441,7 @@ class Runner:
         items: tuple[NewItem, ...],
         filtered: list[Decision],
         started: datetime,
+        staged: tuple[StagedState, ...] = (),
     ) -> Plan:
         decisions = (*proposed.decisions, *filtered)
         record = RunRecord(
@@ -430,6 +463,7 @@ class Runner:
             touch=proposed.touch,
             run=record,
             keep_history=watcher.keep_history,
+            states=staged,
         )
         memory = before.memory
         return Plan(
@@ -506,6 +540,7 @@ class Runner:
         if isinstance(done, BaseException):
             raise done
         failpoint("after_commit")
+        self._sessions.supersede(name)
         self._recent.pop(name, None)
         self._well(name, record.finished_at, recovered)
         for change, count in Counter(item.change for item in proposal.items).items():

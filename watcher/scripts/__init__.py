@@ -85,10 +85,10 @@ class Scripts:
                 f"{script.name}: nothing here can run {script.suffix or 'a file without suffix'}: use .py",
                 kind="missing",
             )
-        return self._loop if self._in_loop(script) else self._python
+        return self._loop if self.in_loop(script) else self._python
 
-    def _in_loop(self, script: Path) -> bool:
-        """Built-ins alone may run where they could block every other watcher."""
+    def in_loop(self, script: Path) -> bool:
+        """Whether a script runs in our own loop. Built-ins alone may: they could block every other watcher."""
         if script.resolve().parent != self.triggers:
             return False
         now = version(script)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,7 +17,11 @@ from watcher import ids
 from watcher.errors import Conflict, Damaged
 from watcher.store.db import micros, run_sql
 from watcher.store.tables import resource, resource_history, resource_type
-from watcher.values import Json
+from watcher.values import UNSET, Json, StagedState
+
+
+STATE = "state"
+"""The resource type of what scripts remember."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,15 @@ async def put(
     )
     await tx.execute(delete_from(resource_history).where(h.path == path, h.version <= version - keep))
     return version
+
+
+async def put_states(tx: AsyncConnection, states: Iterable[StagedState], now: datetime, *, by: str) -> None:
+    """Write what a job staged. Raises Conflict when a state is no longer the one that the job read."""
+    for state in states:
+        if state.value is UNSET:
+            await delete(tx, state.path)
+        else:
+            await put(tx, state.path, STATE, state.value, now, by=by, expected=state.expected)
 
 
 async def history(tx: AsyncConnection, path: str, limit: int = 100) -> Sequence[ResourceVersion]:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from watcher.errors import StoreError
 from watcher.failpoint import failpoint
-from watcher.store import checks, deliveries, seen, states, watchers
+from watcher.store import checks, deliveries, resources, seen, states, watchers
 from watcher.store.db import insert_many, micros, serials
 from watcher.store.tables import item, run, watcher
 from watcher.values import Json, NewItem, Proposal, RunRecord
@@ -68,6 +68,7 @@ async def commit(tx: AsyncConnection, proposal: Proposal) -> Committed:
         proposal.keep_history,
     )  # fmt: skip
     failpoint("after_state_write")
+    await resources.put_states(tx, proposal.states, record.finished_at, by=f"watchers.{name}")
     await seen.learn(tx, number, proposal.learn)
     await seen.touch(tx, number, proposal.touch, seen.day_of(record.finished_at))
     written, owed = await _insert_items(tx, number, run_id, proposal.items, record.finished_at)
