@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from watcher.context import Host
+from watcher.context import Host, Keeper
 from watcher.errors import TriggerError
 from watcher.http import FetchOptions
 from watcher.scripts.calls import Call, Described
@@ -82,11 +82,12 @@ class Python:
         seconds = call.timeout.total_seconds()
         async with self._pool.process(call.script, call.memory_limit, patience=seconds) as process:
             talk = _Talk(process, call.script, host, self._settings)
+            order = self._order(op, call) | {"kept": talk.keeper is not None}
             loop = asyncio.get_running_loop()
             watching = loop.call_later(WATCH, process.watch)
             try:
                 async with asyncio.timeout(seconds) as limit:
-                    await talk.hold(self._order(op, call))
+                    await talk.hold(order)
             except TimeoutError:
                 if not limit.expired():
                     raise  # the service's own trouble
@@ -135,6 +136,7 @@ class _Talk:
         self._process = process
         self._script = script
         self._host = host
+        self.keeper: Keeper | None = cast(Keeper, host) if hasattr(host, "stage") else None
         self._settings = settings
         self._page: list[Entry] = []
         self._answering: set[asyncio.Task[None]] = set()
@@ -161,7 +163,7 @@ class _Talk:
         match message["op"]:
             case "page":
                 await self._entries(message)
-            case "fetch" | "resource" | "variable":
+            case "fetch" | "resource" | "variable" | "state" | "stage":
                 if len(self._answering) >= AT_ONCE:
                     await asyncio.wait(self._answering, return_when=asyncio.FIRST_COMPLETED)
                 task = asyncio.create_task(self._answer(message, blob))
@@ -196,6 +198,11 @@ class _Talk:
                 body = response.body
             elif message["op"] == "resource":
                 answer["value"] = await self._host.resource(str(message["path"]))
+            elif message["op"] == "state" and self.keeper is not None:
+                value = await self.keeper.state(str(message["path"]))
+                answer |= {} if value is UNSET else {"value": value}
+            elif message["op"] == "stage" and self.keeper is not None:
+                await self.keeper.stage(str(message["path"]), message["value"])
             else:
                 answer["value"] = await self._host.variable(str(message["path"]))
         except Exception as error:  # whatever it is, the script that asked must hear it, or it would wait for ever

@@ -217,7 +217,7 @@ class Worker:
             result = script.main(**bound)
             if inspect.isawaitable(result):
                 result = asyncio.run(_awaited(result))
-        if reach.staged is not UNSET:
+        if reach.staged is not UNSET:  # nobody keeps it
             raise TriggerError("set_state: a step of a flow keeps no state: return what matters", kind="arguments")
         text = to_json(result, "the result")
         if len(text) > order["max_bytes"]:
@@ -228,6 +228,7 @@ class Worker:
         return context.RemoteContext(
             self._pipe,
             state=order.get("state", UNSET),
+            kept=order["kept"],
             state_path=order["state_path"],
             workspace=order["workspace"],
             job_id=order["job_id"],
