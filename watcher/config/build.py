@@ -233,12 +233,14 @@ class Builder:
         if table.batch is None:
             return
         preset = presets.presets.get(table.preset)
-        if table.steps is not None or (preset and not preset.batches):
+        if table.steps is not None or (preset and not preset.batch):
             self.wrong((*loc, "batch"), "only the preset http sends several items at once", "remove it", at="key")
         elif table.format == "cloudevents":
             self.wrong((*loc, "format"), "one request has the headers of one event", '"cloudevents-structured"')
         elif table.order == "watcher":
             self.wrong((*loc, "order"), "items that go one after another never share a request", '"key" or "none"')
+        for name in (name for name, text in table.headers.items() if "{" in text):
+            self.wrong((*loc, "headers", name), "one request for many items has no template headers", "use `body`")
 
     def _local_flow(self, loc: Loc, table: model.Flow, built: values.Flow, settings: model.Settings) -> None:
         if table.url is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -93,7 +93,7 @@ class Preset:
     look_before: Callable[[Flow, Delivery, Resolved], Request | None] | None = None
     already: Callable[[Flow, Delivery, Response], bool] | None = None
     rate: tuple[int, timedelta] | None = None  # the engine's own limit, where the flow says none
-    batches: bool = False  # one request may carry many deliveries
+    batch: Callable[[Flow, Sequence[tuple[Delivery, bytes]], Resolved, datetime], Request] | None = None
 
 
 def judge_status(response: Response, now: datetime) -> Judgement:

@@ -1,0 +1,268 @@
+"""One attempt to give deliveries to their flow, from the preliminary request to the verdict: the presets' edge."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Protocol
+
+from pydantic import ValidationError
+
+from watcher.errors import DeliveryError
+from watcher.failpoint import failpoint
+from watcher.flows import batch, presets
+from watcher.flows.preset import Preset, Resolved
+from watcher.log import register
+from watcher.values import Delivery, Flow, Judgement, Request, Response, Verdict
+
+KEEP = 4096
+"""Bytes that are read of the answer to a delivery."""
+KEEP_MORE = 1024 * 1024
+"""Bytes that are read of an answer that must be understood: to a preliminary request, a look-up, a batch."""
+
+
+class Sender(Protocol):
+    """What sends one request; `watcher.http.Sender`."""
+
+    async def send(
+        self,
+        request: Request,
+        *,
+        timeout: timedelta,  # noqa: ASYNC109 -- of everything, from the look-up to the last byte kept
+        private_addresses: bool = True,
+        trust_env: bool = False,
+        keep: int = KEEP,
+    ) -> Response: ...
+
+
+class Resolver(Protocol):
+    """What follows one reference; `watcher.resolve.Resolver`."""
+
+    async def text(self, ref: str) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What became of one delivery of a batch; no judgement: there was no time to send it."""
+
+    delivery: Delivery
+    judgement: Judgement | None
+    response: Response | None = None
+
+
+class Courier:
+    """Makes the attempts of one flow; remembers, in memory alone, what its preset learned beforehand."""
+
+    def __init__(self, flow: Flow, sender: Sender, clock: Callable[[], datetime]) -> None:
+        self.flow = flow
+        self.preset = presets[flow.preset]
+        self._sender = sender
+        self._clock = clock
+        self._learned: tuple[Resolved, str] | None = None  # by which settings, and what
+        self._failed: tuple[float, Judgement] | None = None  # when (monotonic) and why nothing was learned
+        self._learning = asyncio.Lock()
+
+    async def attempt(self, delivery: Delivery, resolved: Resolved, now: datetime) -> tuple[Judgement, Response | None]:
+        """Send one delivery. Never raises DeliveryError: a request that cannot be made or sent is a judgement too."""
+        ready = await self._prepared(resolved)
+        if isinstance(ready, Judgement):
+            return ready, None
+        before = await self._came_before(delivery, ready)
+        if before is not None:
+            return before, None
+        judgement, response = await self._exchange(delivery, ready, now)
+        if not judgement.stale:
+            return judgement, response
+        self._forget(ready.learned)
+        ready = await self._prepared(resolved)
+        if isinstance(ready, Judgement):
+            return ready, response
+        judgement, response = await self._exchange(delivery, ready, self._clock())
+        if judgement.stale:
+            self._forget(ready.learned)
+        return judgement, response
+
+    async def attempt_many(
+        self, deliveries: Sequence[Delivery], resolved: Resolved, now: datetime, expires: float
+    ) -> list[Tried]:
+        """Send deliveries together. When the flow blames the items, the guilty are found by halves, until ``expires``
+        (monotonic)."""
+        fit, tried = self._fit(deliveries)
+        waiting = batch.by_size(fit)
+        while waiting:
+            group = waiting.pop(0)
+            members = [delivery for delivery, _ in group]
+            if time.monotonic() >= expires:
+                tried += [Tried(delivery, None) for delivery in members]
+                continue
+            judgements, response = await self._exchange_many(group, resolved, now)
+            if len(group) > 1 and all(judgement.verdict is Verdict.ITEM for judgement in judgements):
+                waiting[:0] = [group[: len(group) // 2], group[len(group) // 2 :]]
+            else:
+                tried += [Tried(d, j, response) for d, j in zip(members, judgements, strict=True)]
+        return tried
+
+    def _fit(self, deliveries: Sequence[Delivery]) -> tuple[list[batch.Rendered], list[Tried]]:
+        """Deliveries with what is sent of them, and those whose template fails."""
+        fit: list[batch.Rendered] = []
+        unfit: list[Tried] = []
+        for delivery in deliveries:
+            try:
+                fit.append((delivery, batch.rendered(self.flow, delivery)))
+            except DeliveryError as error:
+                unfit.append(Tried(delivery, Judgement(Verdict.ITEM, str(error))))
+        return fit, unfit
+
+    async def _exchange_many(
+        self, group: Sequence[batch.Rendered], resolved: Resolved, now: datetime
+    ) -> tuple[Sequence[Judgement], Response | None]:
+        assert self.preset.batch
+        try:
+            request = self.preset.batch(self.flow, group, resolved, now)
+        except ValueError as error:  # a signing secret that cannot sign
+            return [Judgement(Verdict.TARGET, str(error))] * len(group), None
+        failpoint("before_send")
+        try:
+            response = await self._send(request, KEEP_MORE)
+        except DeliveryError as error:
+            return [Judgement(blame(error), str(error))] * len(group), None
+        failpoint("after_send")
+        return batch.judge(self.preset, self.flow, group, resolved, response, self._clock()), response
+
+    async def _exchange(
+        self, delivery: Delivery, resolved: Resolved, now: datetime
+    ) -> tuple[Judgement, Response | None]:
+        preset = self.preset
+        try:
+            request = preset.request(self.flow, delivery, resolved, now)
+        except DeliveryError as error:
+            return Judgement(Verdict.ITEM, str(error)), None
+        except ValueError as error:  # a signing secret that cannot sign
+            return Judgement(Verdict.TARGET, str(error)), None
+        failpoint("before_send")
+        try:
+            response = await self._send(request)
+        except DeliveryError as error:
+            return Judgement(blame(error), str(error)), None
+        failpoint("after_send")
+        judgement = preset.judge(self.flow, delivery, resolved, response, self._clock())
+        if judgement.look_up and preset.judge_look_up:
+            try:
+                found = await self._send(judgement.look_up, KEEP_MORE)
+            except DeliveryError as error:
+                return Judgement(Verdict.PASSING, f"{judgement.note}; cannot be looked up: {error}"), response
+            judgement = preset.judge_look_up(self.flow, delivery, response, found)
+        return judgement, response
+
+    async def _came_before(self, delivery: Delivery, resolved: Resolved) -> Judgement | None:
+        """Whether an earlier attempt that seemed to fail came through, where the engine can be asked."""
+        if delivery.attempt == 1 and delivery.first_failed_at is None:
+            return None
+        request = self.preset.look_before(self.flow, delivery, resolved) if self.preset.look_before else None
+        if request is None or self.preset.already is None:
+            return None
+        try:
+            found = await self._send(request, KEEP_MORE)
+        except DeliveryError as error:
+            return Judgement(blame(error), f"cannot ask whether it came through before: {error}")
+        return Judgement(Verdict.DUPLICATE) if self.preset.already(self.flow, delivery, found) else None
+
+    async def _prepared(self, resolved: Resolved) -> Resolved | Judgement:
+        """With what the preset learns beforehand; asked once, whoever waits for it."""
+        preliminary = self.preset.preliminary
+        request = preliminary.request(self.flow, resolved) if preliminary else None
+        if preliminary is None or request is None:
+            return resolved
+        begun = time.monotonic()
+        async with self._learning:
+            if self._learned is None or self._learned[0] != resolved:
+                if self._failed and self._failed[0] >= begun:
+                    return self._failed[1]
+                found = await self._learn(preliminary.learn, resolved, request)
+                if isinstance(found, Judgement):
+                    self._failed = (time.monotonic(), found)
+                    return found
+                if preliminary.secret:
+                    register(found)
+                self._learned = (resolved, found)
+            return replace(resolved, learned=self._learned[1])
+
+    async def _learn(
+        self, learn: Callable[..., str | Judgement], resolved: Resolved, request: Request
+    ) -> str | Judgement:
+        try:
+            response = await self._send(request, KEEP_MORE)
+        except DeliveryError as error:
+            return Judgement(blame(error), str(error))
+        return learn(self.flow, resolved, response, self._clock())
+
+    def _forget(self, learned: str) -> None:
+        """Unless somebody has learned anew already."""
+        if self._learned and self._learned[1] == learned:
+            self._learned = None
+
+    async def _send(self, request: Request, keep: int = KEEP) -> Response:
+        flow = self.flow
+        return await self._sender.send(
+            request,
+            timeout=flow.timeout,
+            private_addresses=flow.private_addresses,
+            trust_env=flow.trust_env,
+            keep=keep,
+        )
+
+
+def longest(flow: Flow) -> timedelta:
+    """How long one attempt may take: every request that its preset may make, and the wait for a batch."""
+    preset = presets[flow.preset]
+    requests = 2 + (1 if preset.look_before else 0) + (3 if preset.preliminary else 0)
+    return requests * flow.timeout + (flow.batch.within if flow.batch else timedelta())
+
+
+def blame(error: DeliveryError) -> Verdict:
+    """Whose fault it is that a request could not be sent."""
+    return Verdict.PASSING if error.kind in ("refused", "timeout", "reset") else Verdict.TARGET
+
+
+async def resolve(flow: Flow, resolver: Resolver) -> Resolved:
+    """The flow with its references followed. Raises WatcherError, without a secret in it, when one leads nowhere."""
+
+    async def follow(value: Any) -> Any:
+        return await resolver.text(value) if _is_reference(value) else value
+
+    settings = {name: await follow(value) for name, value in flow.settings.items()}
+    return _build(
+        flow,
+        url=await follow(flow.url),
+        token=await follow(flow.token),
+        secrets=tuple([await follow(secret) for secret in flow.secrets]),
+        headers={name: await follow(text) for name, text in flow.headers.items() if _is_reference(text)},
+        settings=settings,
+    )
+
+
+def resolved_for_good(flow: Flow) -> Resolved | None:
+    """None when there is something to follow, or to complain about, at each use."""
+    values = [flow.url, flow.token, *flow.secrets, *flow.headers.values(), *flow.settings.values()]
+    if any(_is_reference(value) for value in values):
+        return None
+    try:
+        return _build(flow, url=flow.url, token=flow.token, secrets=flow.secrets, settings=dict(flow.settings))
+    except DeliveryError:
+        return None
+
+
+def _build(flow: Flow, *, settings: Mapping[str, Any], **values: Any) -> Resolved:
+    preset: Preset = presets[flow.preset]
+    try:
+        return Resolved(settings=preset.settings.model_validate(settings), **values)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+        raise DeliveryError(f"flows.{flow.name}: {wrong}") from None
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, str) and value.startswith(("$var:", "$res:", "$env:", "$file:"))
