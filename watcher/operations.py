@@ -350,15 +350,17 @@ async def resume(op: Operator, name: str, flow: bool = False) -> Json:
 
 
 @_read
-async def dead(op: Operator, flow: str | None = None, name: str | None = None, since: str | None = None) -> Json:
-    """The ids of every dead delivery that matches; ``since`` (RFC 3339) is when its item was found."""
+async def owed(
+    op: Operator, flow: str | None = None, name: str | None = None, since: str | None = None, status: str = "dead"
+) -> Json:
+    """The ids of every delivery of a status that matches; ``since`` (RFC 3339) is when its item was found."""
     await _filters(op, name, flow)
     after = datetime.fromisoformat(since) if since else None
     found: list[str] = []
     before = None
     async with op.db.read() as tx:
         while page := await delivery_store.list(
-            tx, flow=flow, watcher_name=name, status="dead", limit=1000, before=before
+            tx, flow=flow, watcher_name=name, status=status, limit=1000, before=before
         ):
             found += [row.id for row in page if after is None or row.found_at >= after]
             before = page[-1].seq

@@ -190,14 +190,16 @@ def retry(
         str | None, typer.Option("--since", help="Only items found since then (2026-11-25T10:00Z, or 3h ago: 3h).")
     ] = None,
     all: Annotated[bool, typer.Option("--all", help="Every dead delivery.")] = False,
+    pending: Annotated[bool, typer.Option("--pending", help="Those that wait for their turn, not the dead.")] = False,
     yes: Yes = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make dead deliveries due again: those named, or all that match."""
+    """Make dead deliveries due again, or pending ones due now: those named, or all that match."""
     if not (ids or flow or watcher or since or all):
         raise typer.BadParameter("name deliveries, or say which with --flow, --watcher, --since or --all")
-    found = ids or call(config, "dead", flow=flow, name=watcher, since=_instant(since))["ids"]
+    status = "pending" if pending else "dead"
+    found = ids or call(config, "owed", flow=flow, name=watcher, since=_instant(since), status=status)["ids"]
     if len(found) > ASK_ABOVE and not yes:
         if not sys.stdin.isatty():
             raise typer.BadParameter(f"that is {len(found)} deliveries: add --yes")
