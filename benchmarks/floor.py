@@ -52,14 +52,18 @@ class Report:
     ok: bool = field(default=True, init=False)
 
     def __post_init__(self) -> None:
-        print(f"{self.title}\nPython {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {platform.machine()}\n")
+        print(
+            f"{self.title}\nPython {platform.python_version()}, SQLite {sqlite3.sqlite_version}, {platform.machine()}\n"
+        )
 
     def line(self, name: str, value: str) -> None:
         print(f"{name:52} {value}")
 
     def times(self, figures: Mapping[str, Took], floor: str | None = None) -> None:
         for kind, t in figures.items():
-            ratio = f"   {t.wall / figures[floor].wall:5.2f} wall {t.cpu / figures[floor].cpu:5.2f} CPU" if floor else ""
+            ratio = (
+                f"   {t.wall / figures[floor].wall:5.2f} wall {t.cpu / figures[floor].cpu:5.2f} CPU" if floor else ""
+            )
             self.line(kind, f"{t.wall * 1e3:9.2f} ms {t.cpu * 1e3:9.2f} ms CPU{ratio}")
 
     def goal(self, name: str, value: float, at_most: float) -> None:
