@@ -16,6 +16,7 @@ from uuid import uuid4
 import pytest
 
 from tests.support.scripts import until, write
+from watcher.errors import StoreError
 from watcher.http.fetcher import Fetcher
 from watcher.jobs import Jobs, NoSuchFlow
 from watcher.resolve import Resolver
@@ -320,3 +321,41 @@ async def test_two_processes_share_the_jobs_and_run_each_once(bench: Bench) -> N
         for id in ids:
             assert (await bench.ended(one, id)).status is JobStatus.SUCCEEDED
     assert {(bench.where / id).read_text() for id in ids} == {"x"}
+
+
+async def test_a_step_is_not_run_twice_because_the_database_was_in_trouble(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.flow("long", first=FIRST, second="def main(item): return 'done'")
+    step_done, troubles = job_store.step_done, ["locked", "full"]
+
+    async def troubled(*args: object, **more: object) -> bool:
+        if troubles:
+            raise StoreError(troubles.pop())
+        return await step_done(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(job_store, "step_done", troubled)
+    id = str(uuid4())
+    async with bench.serving(bench.jobs()) as jobs:
+        await jobs.create(id, "long", {"folder": str(bench.where)})
+        job = await bench.ended(jobs, id)
+    assert job.status is JobStatus.SUCCEEDED
+    assert (bench.where / "firsts").read_text() == "x"
+    assert not troubles
+
+
+async def test_a_job_that_another_process_took_over_writes_nothing_more(bench: Bench) -> None:
+    bench.flow("long", first=FIRST, second=WAIT)
+    (bench.where / "wait").touch()
+    id = str(uuid4())
+    async with bench.serving(bench.jobs()) as jobs:
+        await jobs.create(id, "long", {"folder": str(bench.where)})
+        assert await until(lambda: (bench.where / "starts").exists())
+        late, lease = now() + timedelta(hours=1), timedelta(hours=1)
+        taken = await bench.db.write(partial(job_store.claim, owner="another", limit=1, now=late, lease=lease))
+        assert [job.id for job in taken] == [id]
+        (bench.where / "wait").unlink()
+        assert await until(lambda: not jobs._running)
+        job = await jobs.get(id)
+    assert job is not None
+    assert (job.status, job.owner, job.step) == (JobStatus.RUNNING, "another", 1)

@@ -7,10 +7,10 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,10 @@ RECONCILE = 1.0  # seconds until we look without being woken
 MOST_STARTS = 3
 STEP_TIMEOUT = timedelta(minutes=10)
 """For a step of a flow whose ``timeout`` was left alone: that one is meant for a web request."""
+
+
+class _Superseded(Exception):
+    """Somebody else has the job now, or it was canceled: nothing more of it is ours to write."""
 
 
 class NoSuchFlow(WatcherError):
@@ -174,14 +178,18 @@ class Jobs:
         if free <= 0:
             return 0
         now = self.clock()
-        claimed = await self.db.write(lambda tx: job_store.claim(tx, self.owner, limit=free, now=now, lease=LEASE))
+        async with self.db.read() as tx:
+            due = await job_store.next_due(tx, now)
+        if due is None or due > now:
+            return 0  # found out by a read: to look takes no write transaction
+        claimed = await self.db.write(partial(job_store.claim, owner=self.owner, limit=free, now=now, lease=LEASE))
         for job in claimed:
             task = asyncio.create_task(self._run(job), name=f"job {job.id}")
             self._running[job.id] = _Running(task, token=f"wtj_{secrets.token_urlsafe(32)}")
-            task.add_done_callback(lambda _, id=job.id: self._ended(id))
+            task.add_done_callback(partial(self._ended, job.id))
         return len(claimed)
 
-    def _ended(self, id: str) -> None:
+    def _ended(self, id: str, _: asyncio.Task[None]) -> None:
         self._running.pop(id, None)
         self._woken.set()
 
@@ -192,20 +200,28 @@ class Jobs:
             if job.starts > MOST_STARTS:
                 raise TriggerError(f"given up: it was started {job.starts - 1} times and never ended", kind="crashed")
             result, logs = await self._steps(job, folder)
+            await self._finish(job, JobStatus.SUCCEEDED, result, logs=logs)
         except asyncio.CancelledError:
-            running = self._running.get(job.id)
-            if running is None or not running.lost:
-                with suppress(StoreError):
-                    await asyncio.shield(self.db.write(lambda tx: job_store.release(tx, [job.id], self.owner)))
-                return  # its directory stays, so that the next start can go on
-            await asyncio.to_thread(shutil.rmtree, folder, True)
-            return
+            if not self._running[job.id].lost:
+                await self._give_back(job)
+                return
+        except _Superseded:
+            _log.warning("job.superseded", job=job.id, path=job.path)
         except WatcherError as error:
             kind = getattr(error, "kind", "failed")
-            await self._finish(job, JobStatus.FAILED, None, f"{kind}: {error}", getattr(error, "detail", ""), "")
-        else:
-            await self._finish(job, JobStatus.SUCCEEDED, result, "", "", logs)
+            await self._fail(job, f"{kind}: {error}", getattr(error, "detail", ""))
+        except Exception:
+            # An accident of ours: the lease runs out and the job is started again, a few times at most.
+            _log.exception("job.crashed", job=job.id, path=job.path)
+            return
         await asyncio.to_thread(shutil.rmtree, folder, True)
+
+    async def _give_back(self, job: Job) -> None:
+        """For the next start to go on with; the directory stays."""
+        try:
+            await self.db.write(lambda tx: job_store.release(tx, [job.id], self.owner))
+        except StoreError as error:
+            _log.error("job.not_given_back", job=job.id, error=str(error))  # its lease runs out instead
 
     async def _steps(self, job: Job, folder: Path) -> tuple[bytes, str]:
         results: list[Json] = json.loads(job.results or b"[]")
@@ -218,18 +234,35 @@ class Jobs:
             flow = self._flow(job.path)
             if step >= len(flow.steps):
                 return canonical(value), logs
-            done = await self._step(job, flow, step, value, folder)
-            value, logs = done
+            value, logs = await self._step(job, flow, step, value, folder)
             results.append(value)
-            now, body = self.clock(), canonical(results)
-
-            async def note(
-                tx: AsyncConnection, step: int = step, body: bytes = body, logs: str = logs, now: datetime = now
-            ) -> None:
-                await job_store.step_done(tx, job.id, self.owner, step, body, logs, now, LEASE)
-
-            await self.db.write(note)
+            await self._persist(
+                partial(
+                    job_store.step_done,
+                    id=job.id,
+                    owner=self.owner,
+                    step=step,
+                    results=canonical(results),
+                    logs=logs,
+                    now=self.clock(),
+                    lease=LEASE,
+                )
+            )
             step += 1
+
+    async def _persist(self, operation: Callable[[AsyncConnection], Awaitable[bool]]) -> None:
+        """Write what was done, however long the database is in trouble: a step is not run twice for that."""
+        pause = 0.5
+        while True:
+            try:
+                ours = await self.db.write(operation)
+                break
+            except StoreError as error:
+                _log.error("job.not_stored", error=str(error))
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 10.0)
+        if not ours:
+            raise _Superseded
 
     async def _step(self, job: Job, flow: Flow, step: int, value: Json, folder: Path) -> tuple[Json, str]:
         script = flow.steps[step]
@@ -264,26 +297,26 @@ class Jobs:
             "WM_STATE_PATH": f"{job.path}/{letter}_user",
         }
 
-    async def _finish(
-        self, job: Job, status: JobStatus, result: bytes | None, error: str, detail: str, logs: str
-    ) -> None:
-        now = self.clock()
-        ours = await self.db.write(
-            lambda tx: job_store.finish(
-                tx,
-                job.id,
-                self.owner,
-                status,
-                result=result,
-                error=log.mask(error),
-                detail=log.mask(detail),
-                logs=logs,
-                now=now,
-            )
-        )
-        if not ours:
+    async def _fail(self, job: Job, error: str, detail: str) -> None:
+        try:
+            await self._finish(job, JobStatus.FAILED, error=log.mask(error), detail=log.mask(detail))
+        except _Superseded:
             _log.warning("job.superseded", job=job.id, path=job.path)
-        elif status is JobStatus.FAILED:
+
+    async def _finish(
+        self,
+        job: Job,
+        status: JobStatus,
+        result: bytes | None = None,
+        *,
+        error: str = "",
+        detail: str = "",
+        logs: str = "",
+    ) -> None:
+        now, owner = self.clock(), self.owner
+        told = {"error": error, "detail": detail, "logs": logs}
+        await self._persist(lambda tx: job_store.finish(tx, job.id, owner, status, result=result, now=now, **told))
+        if status is JobStatus.FAILED:
             _log.warning("job.failed", job=job.id, path=job.path, error=error)
         else:
             _log.info("job.succeeded", job=job.id, path=job.path)
@@ -297,9 +330,7 @@ class Jobs:
                 continue
             until = self.clock() + LEASE
             try:
-                ours = await self.db.write(
-                    lambda tx, ids=ids, until=until: job_store.heartbeat(tx, ids, self.owner, until)
-                )
+                ours = await self.db.write(partial(job_store.heartbeat, ids=ids, owner=self.owner, until=until))
             except StoreError as error:
                 _log.error("jobs.heartbeat_failed", error=str(error))
                 continue

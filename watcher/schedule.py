@@ -8,7 +8,8 @@ import time
 from bisect import bisect, bisect_left, insort
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
+from functools import lru_cache
 from hashlib import blake2b
 from itertools import islice, takewhile
 from typing import Any
@@ -79,6 +80,20 @@ def _fraction(text: str) -> float:
     return int.from_bytes(blake2b(text.encode(), digest_size=7).digest()) / 2**56
 
 
+def _minute(moment: datetime) -> datetime:
+    return moment.replace(second=0, microsecond=0)
+
+
+@lru_cache(maxsize=4096)
+def _following(expression: str, zone: tzinfo, minute: datetime) -> datetime | None:
+    """The first tick after this minute. Remembered, since many watchers share one expression and ask at one time."""
+    for local in CronSim(expression, minute.astimezone(zone)):
+        # In the hour that a clock change repeats, CronSim may answer with the first of the two.
+        if (at := local.astimezone(UTC)) > minute:
+            return at
+    return None
+
+
 class Every:
     """A fixed grid, moved by a hash of the watcher's name: no herd on one second, no drift, alike everywhere."""
 
@@ -136,11 +151,12 @@ class Cron:
 
     def after(self, moment: datetime) -> Due | None:
         """The first tick that is due later than ``moment``; None if there is none in 50 years."""
-        for local in CronSim(self._expression, (moment - self._jitter).astimezone(self._zone)):
-            # In the hour that a clock change repeats, CronSim may answer with the first of the two.
-            due = self._due(local.astimezone(UTC))
+        at = _following(self._expression, self._zone, _minute(moment - self._jitter))
+        while at is not None:
+            due = self._due(at)
             if due.when > moment:
                 return due
+            at = _following(self._expression, self._zone, at)
         return None
 
     def before(self, moment: datetime) -> Due | None:

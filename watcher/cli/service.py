@@ -80,7 +80,10 @@ def serve(config: ConfigFile = None) -> None:
     """Run the service in the foreground. SIGTERM drains and exits 0; SIGHUP reads the configuration again."""
     import asyncio
 
-    from watcher import app
+    from watcher.lean import lean
+
+    with lean():
+        from watcher import app
 
     raise typer.Exit(asyncio.run(app.serve(connect.file(config))))
 

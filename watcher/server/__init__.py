@@ -45,9 +45,20 @@ def url(listener: socket.socket) -> str:
 
 
 class _Uvicorn(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.leaving = asyncio.Event()
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield  # signals belong to the service, which drains before it stops answering
+
+    async def main_loop(self) -> None:
+        # uvicorn's own wakes up ten times a second to see whether it should leave.
+        while not await self.on_tick(0):  # 0: a new second, and a new Date
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self.leaving.wait()
 
 
 class Listener:
@@ -86,6 +97,7 @@ class Listener:
         """Answer what is being asked, then close."""
         if self._task is not None:
             self._server.should_exit = True
+            self._server.leaving.set()
             await self._task
             self._task = None
         self._socket.close()
