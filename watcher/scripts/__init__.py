@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import difflib
+import os
 from collections.abc import Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -11,9 +12,13 @@ from pathlib import Path
 from watcher.context import Host
 from watcher.errors import TriggerError
 from watcher.scripts.calls import Call, Described, Runtime
+from watcher.scripts.environments import Environments
+from watcher.scripts.executable import Executable
 from watcher.scripts.loading import Version, version
 from watcher.scripts.loop import Loop, wants_loop
+from watcher.scripts.pool import Pool
 from watcher.scripts.python import Python
+from watcher.scripts.typescript import SUFFIXES, TypeScript
 from watcher.values import Json, Listing, ScriptSettings, StepResult
 
 __all__ = ["Call", "Described", "Runtime", "Scripts", "builtins"]
@@ -29,10 +34,16 @@ def builtins() -> Path:
 class Scripts:
     """Every way to run a script, and which file is run how."""
 
-    def __init__(self, settings: ScriptSettings, *, triggers: Path | None = None) -> None:
+    def __init__(self, settings: ScriptSettings, *, triggers: Path | None = None, data: Path | None = None) -> None:
+        """``data``: the service's directory, where what scripts ask for is kept; else the user's cache."""
         self.triggers = (triggers or builtins()).resolve()
+        kept = (data or _cache()) / "scripts"
+        self._pool = Pool(settings)
         self._loop = Loop(settings)
-        self._python = Python(settings)
+        self._environments = Environments(kept)
+        self._python = Python(settings, self._pool, self._environments)
+        self._typescript = TypeScript(settings, self._pool, kept)
+        self._executable = Executable(settings, self._pool)
         self._wants_loop: dict[Path, tuple[Version, bool]] = {}
         self._describing: dict[Path, asyncio.Lock] = {}
         self._described: dict[Path, tuple[Version, Described]] = {}
@@ -42,7 +53,7 @@ class Scripts:
 
     async def close(self) -> None:
         """End every worker process, and whatever the scripts in them started."""
-        await self._python.close()
+        await self._pool.close()
 
     def locate(self, trigger: str, base: Path) -> Path:
         """The file of a trigger: a built-in's name, or a path relative to ``base``. TriggerError says what exists."""
@@ -80,12 +91,18 @@ class Scripts:
 
     def _runtime(self, script: Path) -> Runtime:
         """The runtime that a file needs. Another language is another line here."""
-        if script.suffix != ".py":
-            raise TriggerError(
-                f"{script.name}: nothing here can run {script.suffix or 'a file without suffix'}: use .py",
-                kind="missing",
-            )
-        return self._loop if self.in_loop(script) else self._python
+        if script.suffix == ".py":
+            return self._loop if self.in_loop(script) else self._python
+        if script.suffix in SUFFIXES:
+            return self._typescript
+        if os.access(script, os.X_OK):
+            return self._executable
+        version(script)  # one that is not there at all says so
+        raise TriggerError(
+            f"{script.name}: nothing here can run it: scripts end in .py, .ts or .js; "
+            f"any other program must be executable (chmod +x {script.name})",
+            kind="missing",
+        )
 
     def in_loop(self, script: Path) -> bool:
         """Whether a script runs in our own loop. Built-ins alone may: they could block every other watcher."""
@@ -98,6 +115,10 @@ class Scripts:
         return known[1]
 
 
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "watcher"
+
+
 def locate(trigger: str, base: Path, triggers: Path | None = None) -> Path:
     """As `Scripts.locate`, without a service."""
     folder = triggers or builtins()
@@ -105,7 +126,7 @@ def locate(trigger: str, base: Path, triggers: Path | None = None) -> Path:
         path = (base / trigger).resolve()
         if path.is_file():
             return path
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], 1)
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.*")], 1)
         hint = f" (did you mean {path.parent / near[0]}?)" if near else ""
         raise TriggerError(f"no such script: {path}{hint}", kind="missing")
     path = folder / f"{trigger}.py"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
 import types
 import typing
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from watcher.errors import TriggerError
+from watcher.scripts import plain
 from watcher.values import UNSET, Json
 
 MODELS = 64  # kept between runs: making one costs a hundred times what using it does
@@ -69,6 +71,8 @@ class Arguments:
         """The JSON Schema of the arguments, as an object."""
         if not self.names:
             return {"type": "object", "properties": {}, "additionalProperties": self.open}
+        if not _has_pydantic():
+            return plain.schema(self._hints(), self._parameters, self.open, _resource_kinds(self._source))
         import warnings
 
         with warnings.catch_warnings():
@@ -98,7 +102,16 @@ class Arguments:
             by_name = {self.names[0]: given}
         return self.bind(by_name if self.open else {n: v for n, v in by_name.items() if n in self.names})
 
+    def _hints(self) -> dict[str, Any]:
+        hints = _hints(self._main)
+        return {name: hints.get(name, Any) for name in self.names}
+
     def _validated(self, given: Mapping[str, Json]) -> dict[str, Any]:
+        if not _has_pydantic():
+            wrong = plain.mistakes(self.schema(), given, self.names)
+            if wrong:
+                raise TriggerError("arguments: " + "; ".join(wrong), kind="arguments")
+            return {name: plain.coerced(hint, given[name]) for name, hint in self._hints().items() if name in given}
         import pydantic
 
         try:
@@ -110,6 +123,16 @@ class Arguments:
             ) from None
         # What was not given is left to main's own default.
         return {name: getattr(model, f"p{i}") for i, name in enumerate(self.names) if name in given}
+
+
+@functools.cache
+def _has_pydantic() -> bool:
+    """Whether there is one to use: an environment that a script asks for has what the script named, and no more."""
+    try:
+        import pydantic
+    except ImportError:
+        return False
+    return not pydantic.VERSION.startswith("1.")
 
 
 def _open(hint: Any) -> Any:

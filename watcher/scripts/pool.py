@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from watcher.errors import TriggerError
-from watcher.scripts.process import Process, environment
+from watcher.scripts.process import Child, Process, environment
 from watcher.values import ScriptSettings
 
-SLOW = 2.0  # seconds after which a run no longer counts against [scripts] workers: it waits or hangs, others go on
+SLOW = 0.5  # seconds after which a run no longer counts against [scripts] workers: it waits or hangs, others go on
 OVERFLOW = 4  # times [scripts] workers: how many may run in all, the slow ones included
 IDLE = 600.0  # seconds after which an unused worker is ended
 GROWTH = 64 * 1024 * 1024  # bytes that a worker may grow after its first run
 FRAME = 1024 * 1024  # bytes that a message may be longer than the largest result
+
+
+Ran = TypeVar("Ran", bound=Child)
+
+_Use = tuple[Path, int, str]
+"""What a worker can be used for again: a script, a memory limit and an interpreter."""
 
 
 class Pool:
@@ -24,9 +32,9 @@ class Pool:
 
     def __init__(self, settings: ScriptSettings) -> None:
         self.settings = settings
-        self._env = environment(os.environ, settings.environment)
-        self._idle: list[tuple[Path, int, Process]] = []  # oldest first
-        self._busy: dict[Process, Path] = {}
+        self.env = environment(os.environ, settings.environment)
+        self._idle: list[tuple[_Use, Process]] = []  # oldest first
+        self._busy: dict[Child, Path] = {}
         self._swift = asyncio.Semaphore(settings.workers)
         self._all = asyncio.Semaphore(settings.workers * OVERFLOW)
         self._of_script: dict[Path, asyncio.Semaphore] = {}
@@ -35,29 +43,49 @@ class Pool:
         self._closed = False  # no worker is kept any more
 
     @asynccontextmanager
-    async def process(self, script: Path, memory: int, patience: float) -> AsyncIterator[Process]:
+    async def process(
+        self, script: Path, memory: int, patience: float, interpreter: str = sys.executable
+    ) -> AsyncIterator[Process]:
         """A worker for one run. It is killed afterwards unless the run set ``fit``.
 
         TriggerError of kind ``timeout`` when no room is found within ``patience`` seconds.
         """
+        use = script, memory, interpreter
         async with self._room(script, patience):
-            process = self._take(script, memory) or await Process.start(
-                memory=memory, limit=self.settings.max_result + FRAME, env=self._env
+            process = self._take(use) or await Process.start(
+                memory=memory, limit=self.settings.max_result + FRAME, env=self.env, interpreter=interpreter
             )
-            if self._closed:
-                await process.kill()
-                raise TriggerError(f"{script.name} was not run: the service is stopping", kind="crashed")
-            self._busy[process] = script
             process.fit = False
             try:
-                yield process
+                async with self._counted(script, process):
+                    yield process
             finally:
-                del self._busy[process]
                 process.runs += 1
                 if self._closed or not process.fit or process.ended or process.runs >= self.settings.max_runs:
                     await process.kill()
                 else:
-                    self._keep(script, memory, process)
+                    self._keep(use, process)
+
+    @asynccontextmanager
+    async def command(self, script: Path, patience: float, start: Callable[[], Awaitable[Ran]]) -> AsyncIterator[Ran]:
+        """A process for one run that is never used again, with the same claim to room as a worker."""
+        async with self._room(script, patience):
+            process = await start()
+            try:
+                async with self._counted(script, process):
+                    yield process
+            finally:
+                await process.kill()
+
+    @asynccontextmanager
+    async def _counted(self, script: Path, process: Child) -> AsyncIterator[None]:
+        if self._closed:
+            raise TriggerError(f"{script.name} was not run: the service is stopping", kind="crashed")
+        self._busy[process] = script
+        try:
+            yield
+        finally:
+            del self._busy[process]
 
     @asynccontextmanager
     async def _room(self, script: Path, patience: float) -> AsyncIterator[None]:
@@ -86,35 +114,35 @@ class Pool:
             f"({', '.join(running[:5])}): give slow scripts a shorter timeout, or raise [scripts] workers"
         )
 
-    def _take(self, script: Path, memory: int) -> Process | None:
+    def _take(self, use: _Use) -> Process | None:
         for index in range(len(self._idle) - 1, -1, -1):
-            path, limit, process = self._idle[index]
+            kept, process = self._idle[index]
             if process.ended:
                 del self._idle[index]
                 self._end(process)
-            elif path == script and limit == memory:
+            elif kept == use:
                 del self._idle[index]
                 return process
         return None
 
-    def _keep(self, script: Path, memory: int, process: Process) -> None:
+    def _keep(self, use: _Use, process: Process) -> None:
         loop = asyncio.get_running_loop()
         process.idle_since = loop.time()
-        self._idle.append((script, memory, process))
+        self._idle.append((use, process))
         if len(self._idle) > self.settings.workers:
-            self._end(self._idle.pop(0)[2])
+            self._end(self._idle.pop(0)[1])
         if self._sweeper is None:
             self._sweeper = loop.call_later(IDLE, self._sweep)
 
     def _sweep(self) -> None:
         """End what nobody used for long."""
         loop = asyncio.get_running_loop()
-        while self._idle and self._idle[0][2].idle_since <= loop.time() - IDLE:
-            self._end(self._idle.pop(0)[2])
-        wait = self._idle[0][2].idle_since + IDLE - loop.time() if self._idle else None
+        while self._idle and self._idle[0][1].idle_since <= loop.time() - IDLE:
+            self._end(self._idle.pop(0)[1])
+        wait = self._idle[0][1].idle_since + IDLE - loop.time() if self._idle else None
         self._sweeper = None if wait is None else loop.call_later(wait + 1, self._sweep)
 
-    def _end(self, process: Process) -> None:
+    def _end(self, process: Child) -> None:
         ending = asyncio.create_task(process.kill())
         self._ending.add(ending)
         ending.add_done_callback(self._ending.discard)
@@ -125,7 +153,7 @@ class Pool:
         if self._sweeper:
             self._sweeper.cancel()
         idle, self._idle = self._idle, []
-        for process in (*(process for _, _, process in idle), *self._busy):
+        for process in (*(process for _, process in idle), *self._busy):
             self._end(process)
         await asyncio.gather(*self._ending)
 

@@ -1,11 +1,9 @@
-"""Python scripts in warm worker processes that can be killed."""
+"""Python scripts in warm worker processes that can be killed, each in the environment that it asks for."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import os
-import signal
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import timedelta
@@ -16,7 +14,9 @@ from watcher.context import Host, Keeper
 from watcher.errors import TriggerError
 from watcher.http import FetchOptions
 from watcher.scripts.calls import Call, Described
+from watcher.scripts.ends import death, processor_time, too_slow
 from watcher.scripts.entries import entries
+from watcher.scripts.environments import Environments
 from watcher.scripts.frames import FrameError
 from watcher.scripts.pool import GROWTH, Pool
 from watcher.scripts.process import Died, Process
@@ -32,9 +32,10 @@ Message = dict[str, Any]
 class Python:
     """The runtime of ``*.py``."""
 
-    def __init__(self, settings: ScriptSettings) -> None:
+    def __init__(self, settings: ScriptSettings, pool: Pool, environments: Environments) -> None:
         self._settings = settings
-        self._pool = Pool(settings)
+        self._pool = pool
+        self._environments = environments
 
     async def describe(self, script: Path) -> Described:
         done = await self._ask("describe", Call(script, timeout=TIME_TO_DESCRIBE), _Nobody())
@@ -74,13 +75,11 @@ class Python:
         done = await self._ask("step", call, host)
         return StepResult(done.message.get("result"), done.logs)
 
-    async def close(self) -> None:
-        await self._pool.close()
-
     async def _ask(self, op: str, call: Call, host: Host) -> _Talk:
         """One order to one worker, from finding it to judging it afterwards."""
         seconds = call.timeout.total_seconds()
-        async with self._pool.process(call.script, call.memory_limit, patience=seconds) as process:
+        interpreter = await self._environments.of_script(call.script)
+        async with self._pool.process(call.script, call.memory_limit, seconds, interpreter) as process:
             talk = _Talk(process, call.script, host, self._settings)
             order = self._order(op, call) | {"kept": talk.keeper is not None}
             loop = asyncio.get_running_loop()
@@ -92,15 +91,10 @@ class Python:
                 if not limit.expired():
                     raise  # the service's own trouble
                 await process.kill()
-                raise TriggerError(
-                    f"{call.script.name} did not finish within {seconds:g} s and was stopped: "
-                    "give it a longer timeout, or less to do",
-                    kind="timeout",
-                    logs=process.logs(),
-                ) from None
+                raise too_slow(call, process.logs()) from None
             except Died as died:
                 logs = process.logs()
-                message, kind = _death(died.how, call)
+                message, kind = death(died.how, call)
                 raise TriggerError(message, kind=kind, detail=logs[-8192:], logs=logs) from None
             except FrameError as error:
                 await process.kill()
@@ -120,7 +114,7 @@ class Python:
             "op": op, "script": str(call.script), "args": call.args, "since": call.since,
             "key": call.key, "cursor": call.cursor, "state_path": call.state_path, "workspace": call.workspace,
             "job_id": call.job_id, "env": dict(call.env), "cwd": str(call.cwd) if call.cwd else None,
-            "cpu": math.ceil(_processor_time(call)),
+            "cpu": math.ceil(processor_time(call)),
             "max_items": self._settings.max_items, "max_bytes": self._settings.max_result,
         }  # fmt: skip
         return order if call.state is UNSET else {**order, "state": call.state}
@@ -228,11 +222,6 @@ class _Nobody:
         return True
 
 
-def _processor_time(call: Call) -> float:
-    """Seconds that a process may use: by default what all cores could do until the timeout."""
-    return (call.cpu_limit or call.timeout * (os.cpu_count() or 1)).total_seconds()
-
-
 def _label(facts: Mapping[str, Any], doc: str) -> Label:
     return Label(**{**facts, "on": tuple(facts["on"]), "doc": doc})
 
@@ -265,23 +254,3 @@ def _not_ours(script: Path, why: str = "") -> TriggerError:
         "a script must leave alone the files that it has not opened",
         kind="junk",
     )
-
-
-def _death(how: str, call: Call) -> tuple[str, str]:
-    """What a worker's end means: a message, and the kind of error."""
-    name = call.script.name
-    what, _, number = how.partition(" ")
-    if what == "memory":
-        return f"{name} and its processes used more than memory_limit: {call.memory_limit:,} bytes", "memory"
-    if what == "processes":
-        return f"{name} started more processes than are allowed at once, and was stopped with all of them", "crashed"
-    if how == f"killed {signal.SIGXCPU:d}":
-        return f"{name} used more than {_processor_time(call):g} s of processor time and was stopped", "cpu"
-    if what == "killed":
-        with suppress(ValueError):
-            number = signal.Signals(int(number)).name
-        hint = ": the machine may be out of memory" if number == "SIGKILL" else ""
-        return f"{name} crashed its process ({number}){hint}", "crashed"
-    if what == "exited":
-        return f"{name} ended its own process (status {number}): return from main instead", "crashed"
-    return f"{name} closed its connection to the service", "crashed"

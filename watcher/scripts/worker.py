@@ -28,12 +28,10 @@ from watcher.scripts import frames
 from watcher.scripts.entries import Picked, to_json
 from watcher.scripts.listing import Row, Sink, drain, drain_sync
 from watcher.scripts.loading import MODULE, Code, Loaded, failure, load, read, version
+from watcher.scripts.warden import ALLOWANCE, FILE_SIZE, OPEN_FILES, limit
 from watcher.values import UNSET, Json
 
 CHUNK = 256 * 1024  # characters of entries in one message: the service decodes one in a few milliseconds
-ALLOWANCE = 48 * 1024 * 1024  # address space for what the runtime itself still loads: pydantic, a thread's stack
-FILE_SIZE = 1 << 30
-OPEN_FILES = 1024
 PROF_CLOCK = -8  # MAKE_PROCESS_CPUCLOCK(0, CPUCLOCK_PROF): what RLIMIT_CPU goes by; getrusage can be far behind it
 FORGETFUL = ("wmill",)  # modules that keep a run's token in a global: imported anew by every run
 
@@ -326,9 +324,7 @@ def _limit(memory: int) -> None:
         (resource.RLIMIT_FSIZE, FILE_SIZE),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
     ):
-        hard = resource.getrlimit(kind)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(kind, (most, most))
+        limit(kind, most)
 
 
 def main(channel: socket.socket, memory: int) -> NoReturn:
