@@ -22,7 +22,7 @@ import sys
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from pathlib import Path
@@ -307,24 +307,25 @@ BEHAVIOURS: dict[str, Any] = {
 EXTRAS: dict[str, Any] = {"flaky": _flaky, "delay": _delay, "status": _status}
 
 
-async def _serve(log: Path | None, port: int) -> None:
-    async with Receiver(log, keep=False, port=port) as receiver:
-        sys.stdout.write(f"{receiver.port}\n")
+async def _serve(log: Path | None, ports: list[int]) -> None:
+    async with contextlib.AsyncExitStack() as stack:
+        opened = [await stack.enter_async_context(Receiver(log, keep=False, port=port)) for port in ports]
+        sys.stdout.write(" ".join(str(receiver.port) for receiver in opened) + "\n")
         sys.stdout.flush()
         await asyncio.Event().wait()
 
 
 @contextlib.asynccontextmanager
-async def receiver_process(log: Path | None = None, port: int = 0) -> Any:
-    """The receiver as a process of its own; gives its URL, kills it at the end."""
-    command = [sys.executable, "-m", "tests.support.receiver", "--port", str(port)]
+async def receiver_process(log: Path | None = None, port: int = 0, ports: int = 1) -> AsyncIterator[list[str]]:
+    """The receiver as a process of its own, on ``ports`` ports; gives its URLs, kills it at the end."""
+    command = [sys.executable, "-m", "tests.support.receiver", "--port", str(port), "--ports", str(ports)]
     command += ["--log", str(log)] if log else []
     process = await asyncio.create_subprocess_exec(
         *command, stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
     )
     try:
         assert process.stdout
-        yield f"http://127.0.0.1:{int(await process.stdout.readline())}"
+        yield [f"http://127.0.0.1:{number}" for number in (await process.stdout.readline()).decode().split()]
     finally:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
@@ -335,9 +336,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--log", type=Path, default=None)
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--ports", type=int, default=1, help="how many; all but the first are chosen by the system")
     given = parser.parse_args()
     with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_serve(given.log, given.port))
+        asyncio.run(_serve(given.log, [given.port, *[0] * (given.ports - 1)]))
 
 
 if __name__ == "__main__":
