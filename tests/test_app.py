@@ -90,7 +90,7 @@ async def test_a_new_file_becomes_one_run_of_a_local_flow(service: Service) -> N
     (service.where / "inbox" / "two").touch()
     await arrive(service, "one", "two")
     assert await until(lambda: rows(service, "SELECT count(*) FROM delivery WHERE status = 0") == [(0,)])
-    assert rows(service, "SELECT DISTINCT status FROM job") == [("succeeded",)]
+    assert await until(lambda: rows(service, "SELECT DISTINCT status FROM job") == [("succeeded",)])
     status, metrics = await service.get("/metrics")
     assert status == 200
     assert 'watcher_items_total{change="new",watcher="folder"} 2.0' in metrics

@@ -14,7 +14,6 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Self
 
-from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.applications import Starlette
 
 from watcher import config as configuration
@@ -136,7 +135,7 @@ class Runtime:
         names = {name: watcher.was for name, watcher in config.watchers.items()}
         at = self.clock()
 
-        async def sync(tx: AsyncConnection) -> None:
+        async def sync(tx: store_db.Tx) -> None:
             await watcher_store.sync(tx, names, at)
             await watcher_store.rewind(tx, at)
 
@@ -415,7 +414,7 @@ class Service:
         db, at = self.runtime.db, self.runtime.clock()
         for watcher in list(self.runtime.config.watchers.values()):
 
-            async def prune(tx: AsyncConnection, name: str = watcher.name, keep: timedelta = watcher.keep_runs) -> bool:
+            async def prune(tx: store_db.Tx, name: str = watcher.name, keep: timedelta = watcher.keep_runs) -> bool:
                 return (await retention.prune(tx, name, keep_runs=keep, now=at)).total > 0
 
             while await db.write(prune):

@@ -7,7 +7,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
@@ -21,13 +21,11 @@ from watcher.store import jobs as job_store
 from watcher.values import Config, Entry, Flow, JobStatus, Json, Request, Response
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
-
     from watcher.http import FetchOptions
     from watcher.http.fetcher import Fetcher
     from watcher.resolve import Resolver
     from watcher.scripts import Scripts
-    from watcher.store.db import Database
+    from watcher.store.db import Database, Operation
     from watcher.store.jobs import Job
 
 _log = log.get("jobs")
@@ -250,7 +248,7 @@ class Jobs:
             )
             step += 1
 
-    async def _persist(self, operation: Callable[[AsyncConnection], Awaitable[bool]]) -> None:
+    async def _persist(self, operation: Operation[bool]) -> None:
         """Write what was done, however long the database is in trouble: a step is not run twice for that."""
         pause = 0.5
         while True:

@@ -80,7 +80,7 @@ def serve(config: ConfigFile = None) -> None:
     """Run the service in the foreground. SIGTERM drains and exits 0; SIGHUP reads the configuration again."""
     import asyncio
 
-    from watcher.lean import lean
+    from watcher.cli.lean import lean
 
     with lean():
         from watcher import app

@@ -34,6 +34,8 @@ from watcher.failpoint import failpoint
 from watcher.models import Instant
 
 T = TypeVar("T")
+Tx = AsyncConnection
+"""An open transaction, as those who only pass it on know it."""
 Operation = Callable[[AsyncConnection], Awaitable[T]]
 Dialect = Literal["sqlite", "postgresql"]
 
