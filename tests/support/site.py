@@ -7,6 +7,7 @@ import gzip
 import json as json_module
 import ssl
 import threading
+import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -28,6 +29,7 @@ class Asked:
     target: str
     headers: Mapping[str, str]
     body: bytes = b""
+    at: float = field(default_factory=time.monotonic)
 
     @property
     def path(self) -> str:

@@ -31,6 +31,12 @@ _KEPT_BODIES = 32 * 1024 * 1024  # bytes in memory, all sources together
 _KEPT_BODY = 4 * 1024 * 1024
 _LONGEST_FRESH = 300.0  # seconds; a watcher that believed a year of max-age would be blind
 _LONGEST_VALIDATOR = 1024
+_ADVICE = {
+    "too_large": ": ask for less at once, or raise [http] max_body",
+    "dns": ": check the name, and whether this machine can look names up",
+    "refused": ": is the source up, and is that its address?",
+    "reset": ": the next run tries again",
+}
 _KINDS = {"too_large": "too_large", "coding": "junk", "timeout": "timeout", "invalid": "arguments"}
 _MAX_AGE = re.compile(r"(?:^|[,\s])max-age\s*=\s*\"?(\d{1,9})")
 
@@ -196,13 +202,11 @@ class Fetcher:
                 finally:
                     await answer.aclose()
         except TimeoutError as error:
-            raise TriggerError(
-                f"{redacted(request.url)}: no whole answer within {seconds:.3g} s", kind="timeout"
-            ) from error
+            late = f"no whole answer within {seconds:.3g} s: the next run tries again; [http] timeout gives it longer"
+            raise TriggerError(f"{redacted(request.url)}: {late}", kind="timeout") from error
         except WireError as error:
-            raise TriggerError(
-                f"{redacted(request.url)}: {error}", kind=_KINDS.get(error.kind, "unreachable")
-            ) from error
+            told = f"{redacted(request.url)}: {error}{_ADVICE.get(error.kind, '')}"
+            raise TriggerError(told, kind=_KINDS.get(error.kind, "unreachable")) from error
         return values.Response(answer.status_code, headers, body, request.url), self._timer() - start
 
     def _keep(self, identity: str, response: values.Response) -> None:
