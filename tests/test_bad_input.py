@@ -5,16 +5,20 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import AsyncIterator
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from tests.support import site as s
 from tests.support.receiver import Receiver
+from tests.support.running import Bench, a, running
 from tests.support.scripts import until
 from tests.support.service import free_port
 from tests.support.site import Site
 from tests.support.trouble import FETCHING, World, errors, listed
+from watcher import diff
+from watcher.store.db import Database
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -267,3 +271,37 @@ async def test_429_with_retry_after_on_the_very_first_poll(world: World) -> None
     assert second - first < 4
     await world.service.event("watcher.recovered")
     assert (await world.status())["limited"]["condition"] == "ok"
+
+
+# --- ourselves --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+async def bench(sqlite_db: Database, tmp_path: Path, now: datetime) -> AsyncIterator[Bench]:
+    async with running(sqlite_db, tmp_path, now) as bench:
+        yield bench
+
+
+async def test_a_fault_of_ours_is_a_failed_run_that_is_shown_and_tried_again_later(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.run(a(1))
+    before = await bench.memory()
+    with monkeypatch.context() as patch:
+        patch.setattr(diff, "compare", lambda *_, **__: {}["no such thing"])
+        record = await bench.run(a(1), a(2), tick=True)
+        assert (record.outcome, record.error_kind) == ("failed", "bug")
+        assert "a fault of watcher itself (KeyError: 'no such thing')" in record.error
+        assert "please report it" in record.error
+        assert "no such thing" in record.detail
+        await bench.run(tick=True)
+        status = await bench.status()
+        assert (status.failures, status.last_error) == (2, record.error)
+        assert status.backoff_until is not None
+        assert status.backoff_until > bench.now + timedelta(minutes=1)
+        waits = await bench.run(tick=True)
+        assert "tried again from" in waits.warnings[0]
+    assert await bench.memory() == before
+    await bench.run()
+    assert await bench.keys() == ["2"]
+    assert (await bench.status()).failures == 0

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -204,7 +205,12 @@ class Runner:
         """
         watcher, started = self._watcher(name), self._clock()
         with metrics.run_seconds.time():
-            outcome = await self._run(watcher, started, tick_at, record)
+            try:
+                outcome = await self._run(watcher, started, tick_at, record)
+            except WatcherError:
+                raise
+            except Exception as error:
+                outcome = await self._broke(watcher, error, started, tick_at)
         metrics.runs.labels(name, outcome.outcome).inc()
         return outcome
 
@@ -604,6 +610,17 @@ class Runner:
             error=record.error, failures=failures, again_at=written(backoff_until) if backoff_until else None,
         )  # fmt: skip
         return record
+
+    async def _broke(
+        self, watcher: Watcher, error: Exception, started: datetime, tick_at: datetime | None
+    ) -> RunRecord:
+        """A fault of ours is a failed run like any other: shown, counted, and tried again more and more seldom."""
+        _log.exception("run.crashed", watcher=watcher.name)
+        told = f"a fault of watcher itself ({type(error).__name__}: {error}): nothing was changed; please report it"
+        trace = "".join(traceback.format_exception(error))[-8_000:]
+        async with self._db.read() as tx:
+            status = await watchers.get(tx, watcher.name)
+        return await self._fail(watcher, status, TriggerError(told, kind="bug", detail=trace), started, tick_at)
 
     async def _quarantine(self, looked: _Looked, tick_at: datetime | None) -> RunRecord:
         """Keep the plan, and let nobody but a human commit it."""
