@@ -343,6 +343,8 @@ class Database:
                 outcomes = await loop.run_in_executor(self._thread, self._commit_together, jobs)
                 for job, outcome in zip(jobs, outcomes, strict=True):
                     _answer(job, outcome)
+                del job, outcome, outcomes  # a commit of 100,000 items must not live on until the next one
+            first = None
         await loop.run_in_executor(self._thread, self._stop_writing)
         self._thread.shutdown(wait=False)
 
