@@ -484,7 +484,9 @@ def _sqlite_writer(path: Path) -> Engine:
     engine = create_engine(_sqlite_url(path, "pysqlite", "rwc"), hide_parameters=True, poolclass=NullPool)
     # FULL: what was sent must never outlive its commit. Only this connection may checkpoint, because SQLite
     # before 3.51.3 can corrupt a database when two do (the "WAL-reset" bug).
-    _set_up(engine, "BEGIN IMMEDIATE", "journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=1000")
+    # 8 MB of cache: a large commit that does not fit into SQLite's usual 2 writes its pages more than once.
+    wal = ("journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=1000", "cache_size=-8192")
+    _set_up(engine, "BEGIN IMMEDIATE", *wal)
     return engine
 
 

@@ -104,13 +104,14 @@ async def owe(tx: AsyncConnection, watcher_id: int, owed: Sequence[tuple[int, Ne
     await _hold_lanes(tx, [key for key in first_of if key[0] in waiting])
     numbers = await serials(tx, delivery, len(owed))
     stamp = micros(now)
+    due = {at: micros(at) for at in {d.due_at for _, d in owed}}
     rows = []
     for seq, (item_seq, d) in zip(numbers, owed, strict=True):
         status, settled, verdict = (2, stamp, Verdict.ITEM.value) if d.dead else (0, None, "")
         head = first_of.get((d.flow, d.lane)) == d.id
         rows.append(
             (
-                seq, d.id, item_seq, watcher_id, d.flow, d.lane, status, head, 0, 0, micros(d.due_at), settled,
+                seq, d.id, item_seq, watcher_id, d.flow, d.lane, status, head, 0, 0, due[d.due_at], settled,
                 verdict, d.dead,
             )
         )  # fmt: skip

@@ -19,7 +19,6 @@ from watcher.store.db import micros, run_sql
 from watcher.store.tables import resource, resource_history, resource_type
 from watcher.values import UNSET, Json, StagedState
 
-
 STATE = "state"
 """The resource type of what scripts remember."""
 
