@@ -103,7 +103,7 @@ class Runtime:
         self.resolver = Resolver(lambda: self.config, self.db, self.key)
         self.fetcher = Fetcher(config.http, self.clock)
         stack.push_async_callback(self.fetcher.close)
-        self.scripts = Scripts(config.scripts)
+        self.scripts = Scripts(config.scripts, data=config.data)
         await self.scripts.start()
         stack.push_async_callback(self.scripts.close)
         self.runner = Runner(

@@ -35,7 +35,7 @@ def deeper(loaded: Config) -> list[str]:
     from watcher.scripts import Scripts
 
     async def work() -> list[str]:
-        scripts = Scripts(loaded.scripts)
+        scripts = Scripts(loaded.scripts, data=loaded.data)
         await scripts.start()
         try:
             return list(await config.check(loaded, scripts))

@@ -6,6 +6,7 @@ import asyncio
 import difflib
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -70,11 +71,12 @@ class Scripts:
 
     async def check(self, script: Path, args: Mapping[str, Json]) -> None:
         """Raise TriggerError of kind ``arguments``, with every mistake, if main would not take these."""
-        await self._runtime(script).check(script, args)
+        await self._runtime(script).check(script, await self._with_tap(script, args))
 
     async def call(self, call: Call, host: Host) -> Listing:
         """Run a trigger once."""
-        return await self._runtime(call.script).call(call, host)
+        args = await self._with_tap(call.script, call.args)
+        return await self._runtime(call.script).call(call if args is call.args else replace(call, args=args), host)
 
     async def step(
         self,
@@ -88,6 +90,14 @@ class Scripts:
     ) -> StepResult:
         """Run one step of a flow. Its main is given what it names of ``args``; all of it if it takes one argument."""
         return await self._runtime(script).step(Call(script, args, env=env or {}, timeout=timeout, cwd=cwd), host)
+
+    async def _with_tap(self, script: Path, args: Mapping[str, Json]) -> Mapping[str, Json]:
+        """The arguments of the built-in for Singer taps, its tap installed; those of any other script as they are."""
+        listed, tap = args.get("requirements"), args.get("tap")
+        if script != self.triggers / "singer.py" or not listed or not isinstance(listed, list) or not tap:
+            return args
+        programs = await self._environments.of_requirements(list(map(str, listed)), str(tap))
+        return {**args, "tap": str(programs / str(tap))}
 
     def _runtime(self, script: Path) -> Runtime:
         """The runtime that a file needs. Another language is another line here."""

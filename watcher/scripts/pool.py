@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,10 +34,11 @@ class Pool:
         self.settings = settings
         self.env = environment(os.environ, settings.environment)
         self._idle: list[tuple[_Use, Process]] = []  # oldest first
-        self._busy: dict[Child, Path] = {}
+        self._busy: set[Child] = set()
         self._swift = asyncio.Semaphore(settings.workers)
         self._all = asyncio.Semaphore(settings.workers * OVERFLOW)
         self._of_script: dict[Path, asyncio.Semaphore] = {}
+        self._inside: list[Path] = []  # scripts that have room, their process started or not
         self._ending: set[asyncio.Task[str]] = set()
         self._sweeper: asyncio.TimerHandle | None = None
         self._closed = False  # no worker is kept any more
@@ -57,7 +58,7 @@ class Pool:
             )
             process.fit = False
             try:
-                async with self._counted(script, process):
+                with self._counted(script, process):
                     yield process
             finally:
                 process.runs += 1
@@ -72,20 +73,20 @@ class Pool:
         async with self._room(script, patience):
             process = await start()
             try:
-                async with self._counted(script, process):
+                with self._counted(script, process):
                     yield process
             finally:
                 await process.kill()
 
-    @asynccontextmanager
-    async def _counted(self, script: Path, process: Child) -> AsyncIterator[None]:
+    @contextmanager
+    def _counted(self, script: Path, process: Child) -> Iterator[None]:
         if self._closed:
             raise TriggerError(f"{script.name} was not run: the service is stopping", kind="crashed")
-        self._busy[process] = script
+        self._busy.add(process)
         try:
             yield
         finally:
-            del self._busy[process]
+            self._busy.remove(process)
 
     @asynccontextmanager
     async def _room(self, script: Path, patience: float) -> AsyncIterator[None]:
@@ -101,16 +102,18 @@ class Pool:
                 raise TriggerError(self._full(patience), kind="timeout") from None
             give_back = _once(self._swift.release)
             slow = asyncio.get_running_loop().call_later(SLOW, give_back)
+            self._inside.append(script)
             try:
                 yield
             finally:
+                self._inside.remove(script)
                 slow.cancel()
                 give_back()
 
     def _full(self, patience: float) -> str:
-        running = sorted({path.name for path in self._busy.values()})
+        running = sorted({path.name for path in self._inside})
         return (
-            f"no worker process was free within {patience:g} s: {len(self._busy)} runs are going on "
+            f"no worker process was free within {patience:g} s: {len(self._inside)} runs are going on "
             f"({', '.join(running[:5])}): give slow scripts a shorter timeout, or raise [scripts] workers"
         )
 
