@@ -94,13 +94,26 @@ def export(
 
 @app.command("import")
 def import_(
-    source: Annotated[Path, typer.Argument(metavar="FILE", help="What `export` wrote; - for standard input.")],
+    source: Annotated[
+        Path, typer.Argument(metavar="FILE", help="What `export` wrote; - for standard input; or the word windmill.")
+    ],
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[FOLDER]", help="After windmill: what `wmill sync pull` wrote.")
+    ] = None,
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where to put what was Windmill's.")] = Path("."),
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read what `export` wrote into an empty database, SQLite or PostgreSQL, with the service stopped."""
+    """Read what `export` wrote into an empty database, with the service stopped; or move over from Windmill."""
     from watcher.store import backup as store_backup
 
+    if folder is not None:
+        if str(source) != "windmill":
+            raise WatcherError(f"only windmill has a folder to import, not {source}")
+        from watcher.cli import windmill
+
+        windmill.move(folder, to, as_json)
+        return
     loaded = connect.load(config)
     connect.refuse_while_running(loaded)
 

@@ -132,15 +132,16 @@ class TypeScript:
     async def _run(self, call: Call, loaded: Loaded, given: list[Json]) -> tuple[bytes, str]:
         """The JSON that main returned, and what was printed."""
         nonce = f"\n{secrets.token_hex(16)}\n"
-        ran = await command.run(
-            call,
-            self._pool,
-            self._command(call, loaded),
-            canonical({"given": given, "mark": nonce}),
-            most=self._settings.max_result + LOGS,
-            env=self._env(),
-            allowance=RUNTIME,
-        )
+        order = canonical({"given": given, "mark": nonce})
+        most = self._settings.max_result + LOGS
+        try:
+            ran = await command.run(
+                call, self._pool, self._command(call, loaded), order, most=most, env=self._env(), allowance=RUNTIME
+            )
+        except TriggerError as error:
+            if error.kind == "crashed" and "out of memory" in error.logs:
+                error.kind = "memory"
+            raise
         printed, marked, tail = ran.output.rpartition(nonce.encode())
         logs = printed[-64 * 1024 :].decode("utf-8", "replace") + ran.logs
         if not marked:
