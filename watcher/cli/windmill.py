@@ -21,8 +21,8 @@ def move(folder: Path, to: Path, as_json: bool) -> None:
 
     moved = moving.read(folder)
     if not moved.watchers:
-        for file, why in moved.left:
-            show.words(f"{file}: {why}")
+        for where, why in moved.left:
+            show.words(f"{where}: {why}")
         raise WatcherError(f"{folder} holds no schedule that could become a watcher")
     file = to / "watcher.toml"
     if file.exists():
@@ -47,9 +47,8 @@ def _write(moved: Moved, to: Path, file: Path, text: str) -> None:
             raise WatcherError(f"{path} is already there, and is another file: give another directory with --to")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content, encoding="utf-8")
-    with open(
-        os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8"
-    ) as out:  # as private as its resources
+    private = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)  # resources may hold what nobody else may see
+    with open(private, "w", encoding="utf-8") as out:
         out.write(text)
 
 
