@@ -35,8 +35,10 @@ args:
   nothing: null
 on_failure: f/shop/tell
 """,
-    "f/shop/site.resource.yaml": "resource_type: shop\nvalue: {base: https://shop.example.com, token: $var:f/shop/token}\n",
-    "f/shop/shop.resource-type.yaml": "schema: {type: object, properties: {base: {type: string}}}\ndescription: A shop\n",
+    "f/shop/site.resource.yaml": ""
+    "resource_type: shop\nvalue: {base: https://shop.example.com, token: $var:f/shop/token}\n",
+    "f/shop/shop.resource-type.yaml": ""
+    "schema: {type: object, properties: {base: {type: string}}}\ndescription: A shop\n",
     "f/shop/token.variable.yaml": "value: $encrypted:abc\nis_secret: true\ndescription: ''\n",
     "f/shop/region.variable.yaml": "value: eu\nis_secret: false\n",
     "f/shop/watch/schedule-f-shop-every5.resource.yaml": "resource_type: state\nvalue: 41\n",
@@ -80,7 +82,8 @@ value:
             sleep: {type: static, value: 5}
 """,
     "f/shop/stars.flow/a.inline_script.ts": "export async function main(repo: string, page: number) { return []; }\n",
-    "f/shop/stars.flow/c.inline_script.py": "def main(user: str, greeting: str): return {'text': f'{greeting} {user}'}\n",
+    "f/shop/stars.flow/c.inline_script.py": ""
+    "def main(user: str, greeting: str): return {'text': f'{greeting} {user}'}\n",
     "f/shop/stars.flow/d.inline_script.py": "def main(text: str, whole: dict):\n    return [text, whole]\n",
     "f/shop/stars_hourly.schedule.yaml": """
 schedule: '0 0 9 * * 2-6'

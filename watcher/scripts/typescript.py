@@ -148,9 +148,9 @@ class TypeScript:
             raise _broken_off(call, ran, logs)
         if tail.startswith(b'{"result":'):
             return tail[len(b'{"result":') : -1], logs
-        error = json.loads(tail)["error"]
+        raised = json.loads(tail)["error"]
         raise TriggerError(
-            f"{error['name']}: {str(error['message'])[:500]}", detail=str(error["stack"] or "")[:8192], logs=logs
+            f"{raised['name']}: {str(raised['message'])[:500]}", detail=str(raised["stack"] or "")[:8192], logs=logs
         )
 
     def _command(self, call: Call, loaded: Loaded) -> list[str]:
