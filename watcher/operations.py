@@ -51,6 +51,7 @@ class Operator:
     wake: Callable[[Collection[str]], None] = lambda flows: None  # deliveries of these flows became due
     reload: Callable[[], Awaitable[None]] | None = None
     next_run: Callable[[str], datetime | None] | None = None
+    outbound: Callable[[], Config] | None = None  # with local flows as the dispatcher sees them
     started_at: datetime | None = None
 
 
@@ -99,15 +100,18 @@ async def status(op: Operator) -> Json:
         known = {row.name: row for row in await watcher_store.everyone(tx)}
         flows = {row.name: row for row in await flow_store.everyone(tx)}
         owed = await delivery_store.pending(tx)
+        waiting = await delivery_store.waiting(tx)
     return {
         "service": {"running": op.started_at is not None, "pid": os.getpid() if op.started_at else None}
         | {"started_at": plain(op.started_at)},
-        "watchers": [_watcher(op, name, known.get(name)) for name in sorted({*config.watchers, *known})],
+        "watchers": [
+            _watcher(op, name, known.get(name), waiting.get(name, 0)) for name in sorted({*config.watchers, *known})
+        ],
         "flows": [_flow(config, name, flows.get(name), owed) for name in sorted({*config.flows, *flows, *owed})],
     }
 
 
-def _watcher(op: Operator, name: str, row: Any) -> Json:
+def _watcher(op: Operator, name: str, row: Any, waiting: int) -> Json:
     watcher = op.config().watchers.get(name)
     condition, reason = "ok", ""
     if watcher is None:
@@ -120,6 +124,9 @@ def _watcher(op: Operator, name: str, row: Any) -> Json:
         condition, reason = "quarantined", row.quarantine_reason
     elif row.paused_at:
         condition, reason = "paused", row.pause_reason
+    elif waiting >= watcher.max_backlog:
+        condition = "waiting"
+        reason = f"{waiting} of its deliveries wait (max_backlog is {watcher.max_backlog}): goes on when fewer do"
     elif row.failures:
         condition, reason = "failing", row.last_error
     elif not row.checked_at:
@@ -380,6 +387,40 @@ async def retry(op: Operator, ids: Sequence[str]) -> Json:
         await _note(op, "retry", named[0] if count == 1 else f"{count} deliveries")
         op.wake(list(op.config().flows))
     return {"retried": count}
+
+
+@_read
+async def sample_flow(op: Operator, name: str, item: Json = None) -> Json:
+    """Send one marked sample event to a flow, past its queue, limits and hours, and say what it answered.
+
+    Nothing is saved. ``item`` takes the place of the sample's own.
+    """
+    from watcher.flows import sample
+    from watcher.flows.attempt import Courier, resolve
+    from watcher.http.sender import Sender
+    from watcher.resolve import Resolver
+
+    _known(name, op.config().flows, "flow")
+    flow = (op.outbound or op.config)().flows[name]
+    if flow.steps:
+        raise Unsuited(f"{name} is a local flow: start the service first, which runs it")
+    delivery = sample.delivery(flow, op.clock(), item)
+    sender = Sender()
+    try:
+        resolved = await resolve(flow, Resolver(op.config, op.db, op.key))
+        judgement, response = await Courier(sample.marked(flow), sender, op.clock).attempt(
+            delivery, resolved, op.clock()
+        )
+    finally:
+        await sender.close()
+    return {
+        "flow": name,
+        "delivery": delivery.id,
+        "verdict": judgement.verdict.value,
+        "note": mask(judgement.note),
+        "status_code": response.status if response else None,
+        "answer": mask(response.body[:1000].decode("utf-8", "replace")) if response else "",
+    }
 
 
 @_verb

@@ -28,6 +28,7 @@ VERBS = {
     "items": ("watchers", "The newest items"),
     "deliveries": ("watchers", "The newest deliveries and their answers"),
     "why": ("watchers", "Everything ever decided about one item"),
+    "test-flow": ("flows", "Send a marked sample event to a flow"),
     "retry": ("watchers", "Make dead deliveries due again"),
     "approve": ("watchers", "Commit what a quarantined run found"),
     "pause": ("watchers", "Stop a watcher or a flow until resumed"),

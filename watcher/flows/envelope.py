@@ -6,6 +6,7 @@ import json
 from datetime import datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from json.encoder import encode_basestring_ascii as _quote
 from urllib.parse import quote
 
 from watcher.errors import DeliveryError
@@ -60,18 +61,12 @@ def envelope(delivery: Delivery) -> bytes:
 
 
 def _data(delivery: Delivery) -> bytes:
-    data = dump(
-        {
-            "watcher": delivery.watcher,
-            "run_id": delivery.run_id,
-            "item_id": delivery.item_id,
-            "key": delivery.key,
-            "change": delivery.change,
-            "revision": delivery.revision,
-        }
+    head = (
+        f'{{"watcher":{_quote(delivery.watcher)},"run_id":{delivery.run_id},"item_id":{_quote(delivery.item_id)},'
+        f'"key":{_quote(delivery.key)},"change":"{delivery.change}","revision":{delivery.revision},'
     )
     # The payload is a JSON object already, checked by its checksum: it is spliced in, not parsed and written again.
-    return b"%b,%b" % (data[:-1], _utf8(delivery.payload)[1:])
+    return b"%b%b" % (head.encode(), _utf8(delivery.payload)[1:])
 
 
 def plain(delivery: Delivery) -> bytes:

@@ -112,6 +112,7 @@ def names_of(delivery: Delivery) -> dict[str, Any]:
     }
 
 
+@lru_cache(256)  # items of one run share their instant
 def rfc3339(at: datetime) -> str:
     return at.isoformat(timespec="microseconds").replace("+00:00", "Z")
 

@@ -365,6 +365,14 @@ async def next_due(tx: AsyncConnection, names: Collection[str], now: datetime) -
     return max(min(times), now) if times else None
 
 
+async def waiting(tx: AsyncConnection) -> dict[str, int]:
+    """How many deliveries of each watcher wait, of those that have any: one pass over the partial index."""
+    owed = select(delivery.c.watcher_id, func.count().label("n")).where(_IS_PENDING).group_by(delivery.c.watcher_id)
+    counts = owed.subquery()
+    rows = await tx.execute(select(watcher.c.name, counts.c.n).join(counts, counts.c.watcher_id == watcher.c.id))
+    return {row.name: row.n for row in rows}
+
+
 async def pending(tx: AsyncConnection) -> dict[str, Backlog]:
     """What each flow is owed, for the metrics: one pass over the partial indexes."""
     d = delivery.c
