@@ -19,6 +19,7 @@ from starlette.applications import Starlette
 from watcher import config as configuration
 from watcher import control, log, metrics
 from watcher.dispatch import Dispatcher
+from watcher.engine.backlog import Backlog
 from watcher.engine.brake import Brake
 from watcher.engine.embedded import Embedded
 from watcher.errors import Damaged, StoreError, WatcherError
@@ -214,7 +215,10 @@ class Service:
             lambda: runtime.config, db, runtime.scripts, runtime.fetcher, runtime.resolver, clock, base_url=self.url
         )
         self.brake = Brake(db, clock)
-        self.engine = Embedded(runtime.runner, db, clock, lambda: self.brake.reason, self.brake.full)
+        self.backlog = Backlog(db, lambda: runtime.config)
+        self.engine = Embedded(
+            runtime.runner, db, clock, lambda: self.brake.reason, self.brake.full, self.backlog.holds
+        )
         self.clock = Clock(clock, self.engine.tick, jumped=self._jumped)
         self.figures = Figures(db, clock, lambda: runtime.config, self.clock.next_run)
 
@@ -265,6 +269,7 @@ class Service:
     def _chores(self) -> dict[str, Coroutine[Any, Any, None]]:
         return {
             "brake": self.brake.watch(),
+            "backlog": self.backlog.watch(),
             "flush": self._each(FLUSH_EVERY, self.runtime._flush),
             "prune": self._each(PRUNE_EVERY, self._prune),
             "check": self._each(CHECK_EVERY, self._check_database),
@@ -412,10 +417,11 @@ class Service:
     async def _prune(self) -> None:
         """Drop what is old, a little at a time, so that a commit never waits long behind it."""
         db, at = self.runtime.db, self.runtime.clock()
+        dead = self.runtime.config.delivery.keep_dead
         for watcher in list(self.runtime.config.watchers.values()):
 
             async def prune(tx: store_db.Tx, name: str = watcher.name, keep: timedelta = watcher.keep_runs) -> bool:
-                return (await retention.prune(tx, name, keep_runs=keep, now=at)).total > 0
+                return (await retention.prune(tx, name, keep_runs=keep, now=at, keep_dead=dead)).total > 0
 
             while await db.write(prune):
                 pass
@@ -464,6 +470,7 @@ class Service:
             wake=self.dispatcher.wake,
             reload=self.reload,
             next_run=self.clock.next_run,
+            outbound=lambda: self.outbound,
             started_at=self.started_at,
         )
 

@@ -35,6 +35,7 @@ class Embedded:
     clock: Callable[[], datetime]
     brake: Callable[[], str] = lambda: ""  # why no run may start now, or nothing
     full: Callable[[DatabaseFull], None] = lambda error: None
+    backlogged: Callable[[str], bool] = lambda name: False  # too many deliveries of this watcher wait
     _running: dict[str, asyncio.Task[None]] = field(default_factory=dict)
     _told: dict[str, datetime] = field(default_factory=dict)
     _overrun: dict[str, int] = field(default_factory=dict)  # ticks that came while a run went on
@@ -46,7 +47,7 @@ class Embedded:
             self._overrun[name] = self._overrun.get(name, 0) + 1
             metrics.skipped_ticks.labels(name).inc()
             return
-        if self.brake():
+        if self.brake() or self.backlogged(name):
             return
         task = asyncio.create_task(self._run(tick), name=f"run {name}")
         self._running[name] = task

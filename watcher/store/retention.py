@@ -33,18 +33,26 @@ class Pruned:
         return self.runs + self.items + self.deliveries + self.attempts + self.jobs
 
 
-async def prune(tx: AsyncConnection, name: str, *, keep_runs: timedelta, now: datetime, limit: int = 1000) -> Pruned:
+async def prune(
+    tx: AsyncConnection,
+    name: str,
+    *,
+    keep_runs: timedelta,
+    now: datetime,
+    limit: int = 1000,
+    keep_dead: timedelta = KEEP_DEAD,
+) -> Pruned:
     """Drop up to ``limit`` items of one watcher's old runs with their deliveries, and the runs that are empty then.
 
-    An item stays while any of its deliveries is pending, or dead for less than 90 days. The ledger is not touched:
-    what the source still lists is never new again. Call it again while it drops something.
+    An item stays while any of its deliveries is pending, or dead for less than ``keep_dead``. The ledger is not
+    touched: what the source still lists is never new again. Call it again while it drops something.
     """
     number = await watchers.ident(tx, name)
     i, d, r = item.c, delivery.c, run.c
     old = now - keep_runs
     owed = exists(
         select(d.seq).where(
-            d.item_seq == i.seq, or_(d.status == 0, and_(d.status == 2, d.settled_at > now - KEEP_DEAD))
+            d.item_seq == i.seq, or_(d.status == 0, and_(d.status == 2, d.settled_at > now - keep_dead))
         )
     )
     stale = (
