@@ -6,14 +6,13 @@ import asyncio
 import os
 import sqlite3
 import threading
-import threading
 from pathlib import Path
 
 import pytest
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from tests.support.postgres import Postgres
-from tests.support.store import ended, know, proposal, start_python
+from tests.support.store import NOW, ended, know, proposal, start_python
 from watcher.errors import Conflict, Damaged, DatabaseFull, StoreError
 from watcher.store import db as store_db
 from watcher.store import meta, migrate, runs, states, watchers
@@ -23,6 +22,15 @@ from watcher.store.db import Database, lock, network_filesystem
 async def _put(tx: AsyncConnection, name: str, value: str) -> str:
     await meta.put(tx, name, value)
     return value
+
+
+async def set_up(url: str) -> None:
+    """What the service does first with its database."""
+    database = await Database.open(url)
+    try:
+        await migrate.upgrade(database, backup_to=None, now=NOW)
+    finally:
+        await database.close()
 
 
 async def test_what_waits_together_shares_one_commit(sqlite_db: Database) -> None:
@@ -253,7 +261,7 @@ async def test_file_locked_for_too_long_is_an_error_that_names_the_holder(
     monkeypatch.setattr(store_db, "BUSY_SECONDS", 0.05)
     path = tmp_path / "watcher.db"
     db = await Database.open(f"sqlite:///{path}")
-    await migrate.upgrade(db, backup_to=None, now=store_db.instant(0))  # type: ignore[arg-type]
+    await migrate.upgrade(db, backup_to=None, now=NOW)
     code = (
         "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], isolation_level=None)\n"
         "c.execute('BEGIN IMMEDIATE'); print('held', flush=True); input()"
@@ -311,18 +319,12 @@ async def test_full_disk_rolls_everything_back_and_work_resumes_by_itself(sqlite
 )
 async def test_damaged_file_is_refused_and_the_message_points_at_the_backup(tmp_path: Path, ruin) -> None:  # type: ignore[no-untyped-def]
     url = f"sqlite:///{tmp_path / 'watcher.db'}"
-    db = await Database.open(url)
-    await migrate.upgrade(db, backup_to=None, now=store_db.instant(0))  # type: ignore[arg-type]
-    await db.close()
+    await set_up(url)
     with (tmp_path / "watcher.db").open("r+b") as file:
         ruin(file)
     size = (tmp_path / "watcher.db").stat().st_size
     with pytest.raises(Damaged, match="restore"):
-        db = await Database.open(url)
-        try:
-            await migrate.upgrade(db, backup_to=None, now=store_db.instant(0))  # type: ignore[arg-type]
-        finally:
-            await db.close()
+        await set_up(url)
     assert (tmp_path / "watcher.db").stat().st_size == size
 
 
@@ -371,7 +373,7 @@ async def test_server_that_restarts_is_used_again_without_a_restart_of_ours(
 
 async def test_closing_leaves_no_wal_behind(tmp_path: Path) -> None:
     db = await Database.open(f"sqlite:///{tmp_path / 'watcher.db'}")
-    await migrate.upgrade(db, backup_to=None, now=store_db.instant(0))  # type: ignore[arg-type]
+    await migrate.upgrade(db, backup_to=None, now=NOW)
     assert (tmp_path / "watcher.db-wal").stat().st_size > 0
     await db.close()
     assert not (tmp_path / "watcher.db-wal").exists()

@@ -194,14 +194,15 @@ async def test_flows_do_not_wait_for_each_other(db: Database) -> None:
 async def test_new_delivery_beside_one_that_is_being_settled_is_never_left_behind(db: Database) -> None:
     """Each commit adds to lanes whose head may be settled at that very moment, by another connection."""
     await know(db, *(f"w{n}" for n in range(4)))
-    total, sent = 4 * 12, defaultdict(list)
+    total = 4 * 12
+    sent: defaultdict[str, list[int]] = defaultdict(list)
 
     async def produce(watcher: str) -> None:
         for n in range(12):
             await commit(db, [new_item("a", n, watcher=watcher, revision=n)], watcher=watcher)
 
     async def deliver(token: str) -> None:
-        while sum(map(len, sent.values())) < total:
+        while sum(len(some) for some in sent.values()) < total:
             claimed = await claim(db, limit=4, token=token)
             for d in claimed:
                 sent[d.watcher].append(d.revision)
@@ -356,7 +357,7 @@ async def test_outcome(db: Database, verdict: Verdict, more: dict[str, object], 
     await know(db, "w")
     await commit(db, [new_item("a", 1)])
     (taken,) = await claim(db)
-    await settle(db, [settlement(taken, verdict, answer=b"x" * 9000, **more)])  # type: ignore[arg-type]
+    await settle(db, [settlement(taken, verdict, answer=b"x" * 9000, **more)])
     (row,) = await listed(db)
     failed = status is not Status.DELIVERED
     assert (row.status, row.attempts, row.verdict) == (status.name.lower(), attempts, verdict.value)

@@ -123,7 +123,7 @@ async def test_of_five_hundred_flipped_bits_none_becomes_a_change(tmp_path: Path
     async with db.read() as tx:
         memory, ledger = await states.load(tx, "w"), await seen.probe(tx, "w", hashes)
     await db.close()
-    whole, dice, noticed = file.read_bytes(), random.Random(1), 0  # noqa: S311
+    whole, dice, noticed = file.read_bytes(), random.Random(1), 0
     for _ in range(500):
         at, bit = dice.randrange(len(whole)), dice.randrange(8)
         with file.open("r+b") as opened:

@@ -166,7 +166,7 @@ def _is_retryable(error: BaseException) -> bool:
     return isinstance(error, exc.DBAPIError) and _sqlstate(error) in ("40001", "40P01", "55P03")
 
 
-def _is_locked(error: BaseException) -> bool:
+def _is_locked(error: BaseException | None) -> bool:
     name = getattr(getattr(error, "orig", None), "sqlite_errorname", "")
     return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
 
@@ -358,6 +358,9 @@ class Database:
                     results = [_run_here(job.operation, tx) for job in jobs]
                 self.commits += 1
                 return [_Outcome(result) for result in results]
+            except StoreError as error:
+                if _is_locked(error.__cause__):
+                    return [_Outcome(None, error)] * len(jobs)  # nobody is guilty, and each alone would wait as long
             except Exception:  # noqa: S110 -- one of them is guilty: alone, only that one fails
                 pass
         return [self._commit_alone(job) for job in jobs]

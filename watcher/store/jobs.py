@@ -64,17 +64,22 @@ async def create(
     now: datetime,
     parent: str | None = None,
     root: str | None = None,
+    due_at: datetime | None = None,
 ) -> bool:
-    """Queue a job. False: a job of that id is there already, whatever became of it."""
+    """Queue a job, to be claimed from ``due_at`` on (None: at once; kept as the end of a lease). False: a job of that id is there already, whatever became of it."""
     columns = (
-        "id", "kind", "path", "status", "args", "error", "detail", "step", "results", "starts", "logs", "created_at",
-        "parent", "root",
+        "id", "kind", "path", "status", "args", "error", "detail", "step", "results", "starts", "logs",
+        "created_at", "parent", "root", "lease_until",
     )  # fmt: skip
     row = (
         id, kind, path, JobStatus.QUEUED.value, args, "", "", 0, b"[]", 0, "", micros(now), parent,
-        root or parent or id,
+        root or parent or id, None if due_at is None else micros(due_at),
     )  # fmt: skip
     return await insert_many(tx, job, columns, [row], "ON CONFLICT DO NOTHING") == 1
+
+
+def _is_due(now: datetime) -> Any:
+    return or_(job.c.lease_until.is_(None), job.c.lease_until <= now)
 
 
 async def claim(tx: AsyncConnection, owner: str, *, limit: int, now: datetime, lease: timedelta) -> Sequence[Job]:
@@ -83,7 +88,7 @@ async def claim(tx: AsyncConnection, owner: str, *, limit: int, now: datetime, l
     abandoned = and_(j.status == JobStatus.RUNNING.value, j.lease_until <= now)
     free = (
         select(j.id)
-        .where(or_(j.status == JobStatus.QUEUED.value, abandoned))
+        .where(or_(and_(j.status == JobStatus.QUEUED.value, _is_due(now)), abandoned))
         .order_by(j.created_at, j.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
@@ -221,7 +226,8 @@ async def list(
 async def next_due(tx: AsyncConnection, now: datetime) -> datetime | None:
     """When a job can be claimed next: now, or when the first lease of a running one ends."""
     j = job.c
-    if (await tx.execute(select(j.id).where(j.status == JobStatus.QUEUED.value).limit(1))).first():
+    if (await tx.execute(select(j.id).where(j.status == JobStatus.QUEUED.value, _is_due(now)).limit(1))).first():
         return now
-    running = select(j.lease_until).where(j.status == JobStatus.RUNNING.value).order_by(j.lease_until).limit(1)
-    return (await tx.execute(running)).scalar_one_or_none()
+    later = select(func.min(j.lease_until)).where(j.status.in_((JobStatus.QUEUED.value, JobStatus.RUNNING.value)))
+    first: datetime | None = (await tx.execute(later)).scalar_one_or_none()
+    return first

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from watcher.store import seen, watchers
 from watcher.store.db import Database
-from watcher.store.tables import attempt, audit, delivery, item, job, run, token, watcher
+from watcher.store.tables import attempt, audit, delivery, item, job, meta, run, token, watcher
 
 KEEP_DEAD = timedelta(days=90)
 _OVER = ("succeeded", "failed", "canceled")
@@ -86,6 +86,8 @@ async def prune_jobs(tx: AsyncConnection, *, keep: timedelta, now: datetime, lim
     old = select(j.id).where(j.status.in_(_OVER), j.finished_at < now - keep).limit(limit)
     ended = [*(await tx.execute(old)).scalars()]
     await _drop(tx, j.id, ended)
+    for id in ended:
+        await tx.execute(delete(meta).where(meta.c.name.startswith(f"user_state:{id}:")))
     await tx.execute(delete(token).where(token.c.expires_at < now))
     await tx.execute(delete(audit).where(audit.c.at < now - timedelta(days=365)))
     return Pruned(jobs=len(ended))
