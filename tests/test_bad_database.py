@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import sqlite3
@@ -20,6 +21,8 @@ from tests.support.scripts import until
 from tests.support.service import Service
 from tests.support.site import Site
 from tests.support.trouble import World, listed
+from watcher.errors import StoreError
+from watcher.store import db as store_db
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -44,7 +47,8 @@ async def running(world: World, count: int = 1) -> None:
     """Start a watcher of one page beside the good ones, and wait for what it lists first."""
     url = world.site.on("/list", listed(count))
     if "list" not in world.watchers:
-        world.watch("list", f'with = {{ url = "{url}" }}', trigger="http_json", every="200ms")
+        options = f'with = {{ url = "{url}" }}\nmax_change = 100000'
+        world.watch("list", options, trigger="http_json", every="200ms")
     world.service.start()
     await world.service.ready()
     await received(world, count)
@@ -103,6 +107,22 @@ async def test_a_lock_for_half_a_minute_fails_runs_names_the_holder_and_loses_no
     assert await world.service.stop() == 0
 
 
+async def test_what_waits_for_a_lock_fails_together_and_not_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_db, "BUSY_SECONDS", 0.2)
+    db = await store_db.Database.open(f"sqlite:///{tmp_path / 'watcher.db'}")
+
+    async def nothing(tx: object) -> None: ...
+
+    with held(tmp_path / "watcher.db"):
+        began = time.monotonic()
+        ended = await asyncio.gather(*(db.write(nothing) for _ in range(20)), return_exceptions=True)
+        assert time.monotonic() - began < 20 * 0.2 * 4 / 2, "one alone waits four times 0.2 s, and a little between"
+    assert all(isinstance(error, StoreError) and "locked by another program" in str(error) for error in ended)
+    await db.close()
+
+
 # --- full -------------------------------------------------------------------------------------------------------------
 
 
@@ -122,13 +142,13 @@ async def test_a_full_disk_pauses_runs_and_frees_them_by_itself(small_disk: Path
         await running(world)
         before = world.states()
         filler = small_disk / "filler"
-        with filler.open("wb") as file:
-            try:
-                while True:
-                    file.write(b"x" * 4096)
-                    file.flush()
-            except OSError:
-                pass
+        with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
+        log = small_disk / "service.log"
+        with contextlib.suppress(OSError), log.open("ab", buffering=0) as file:
+            while True:  # its last page has no room either
+                file.write(b"\n")
         world.site.on("/list", listed(500))
         for _ in range(200):
             if (await world.service.get("/readyz"))[0] == 503:
@@ -139,6 +159,8 @@ async def test_a_full_disk_pauses_runs_and_frees_them_by_itself(small_disk: Path
         assert "free some space" in detail
         assert world.states() == before
         assert world.rows("SELECT count(*) FROM item WHERE key != '0'") == [(0,)]
+        assert world.service.process is not None
+        assert world.service.process.poll() is None, "nor does it end because it cannot write its log"
         filler.unlink()
         began = time.monotonic()
         await received(world, 500, seconds=40)
