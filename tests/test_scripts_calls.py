@@ -93,6 +93,11 @@ async def test_a_windmill_script_that_returns_none_found_nothing(scripts: Script
     assert listing.entries == []
 
 
+async def test_a_windmill_script_may_tell_one_thing_in_words(scripts: Scripts, tmp_path: Path) -> None:
+    listing = await scripts.call(Call(write(tmp_path, "def main(): return 'it rose'")), FakeHost())
+    assert [entry.item for entry in listing.entries] == ["it rose"]
+
+
 async def test_a_listing_that_forgot_to_return_is_no_empty_source(scripts: Scripts, tmp_path: Path) -> None:
     script = write(tmp_path, "from watcher import trigger\n@trigger(key='id')\ndef main(): pass\n")
     with pytest.raises(TriggerError, match="main returned None, not a list"):

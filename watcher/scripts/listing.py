@@ -89,9 +89,14 @@ def drain_sync(result: Any, sink: Sink, turn: Callable[[], bool]) -> None:
 
 
 def take(value: Any, sink: Sink) -> None:
-    """Take a whole list. None is nothing from a script that says itself what is new, and a mistake from any other."""
+    """Take a whole list. From a script that says itself what is new None is nothing, and a text one thing to tell.
+
+    From any other they are mistakes.
+    """
     if value is None and sink.picked.windmill:
         return
+    if isinstance(value, str) and sink.picked.windmill:
+        value = [value] if value else []
     if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray):
         raise TriggerError(
             f"main returned {_kind(value)}, not a list: return a list of items, [] when there is none", kind="junk"
