@@ -54,7 +54,7 @@ def altered() -> Iterator[tuple[str, dict[str, str], bytes]]:
     yield "a body that was altered", headers, body.replace(b"Hello", b"Hallo")
     yield "a body that was written again", headers, json.dumps(json.loads(body)).encode()
     yield "no timestamp", headers | {"webhook-timestamp": "hello"}, body
-    for seconds in (-301, 301):
+    for seconds in (-301, 360):  # what is ahead comes nearer while a test runs
         late, content = sent(at=datetime.now(UTC) + timedelta(seconds=seconds))
         yield f"{seconds} s off", late, content
     yield "another time", headers | {"webhook-timestamp": str(int(headers["webhook-timestamp"]) + 1)}, body
