@@ -21,6 +21,7 @@ from watcher.http.fetcher import Fetcher
 from watcher.jobs import Jobs, NoSuchFlow
 from watcher.resolve import Resolver
 from watcher.scripts import Scripts
+from watcher.staging import Ended, Sessions
 from watcher.store import jobs as job_store
 from watcher.store.db import Database
 from watcher.store.jobs import Job
@@ -29,6 +30,10 @@ from watcher.values import Config, Flow, HttpSettings, JobStatus, ScriptSettings
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+async def _nowhere() -> str:
+    return "http://127.0.0.1:1"
 
 
 class Bench:
@@ -51,7 +56,7 @@ class Bench:
         fetcher = Fetcher(HttpSettings(), now)
         self.stack.push_async_callback(fetcher.close)
         resolver = Resolver(lambda: self.config, self.db, None, environ={})
-        return Jobs(lambda: self.config, self.db, self.scripts, fetcher, resolver, now, base_url="http://127.0.0.1:1")
+        return Jobs(lambda: self.config, self.db, self.scripts, fetcher, resolver, now, sessions=Sessions(_nowhere))
 
     @asynccontextmanager
     async def serving(self, jobs: Jobs) -> AsyncIterator[Jobs]:
@@ -155,7 +160,7 @@ async def test_a_step_finds_what_windmills_clients_look_for(bench: Bench) -> Non
     seen = json.loads(job.result or b"")
     assert seen["BASE_INTERNAL_URL"] == "http://127.0.0.1:1"
     assert (seen["WM_WORKSPACE"], seen["WM_JOB_ID"], seen["WM_STATE_PATH"]) == ("main", id, "environment/a_user")
-    assert seen["WM_TOKEN"].startswith("wtj_")
+    assert seen["WM_TOKEN"].startswith("wtc_job_")
     assert "WM_STATE_PATH_NEW" not in seen
 
 
@@ -177,11 +182,14 @@ async def test_a_jobs_token_is_known_while_it_runs_and_not_after(bench: Bench) -
         await jobs.create(id, "token", str(told))  # type: ignore[arg-type]
         assert await until(lambda: told.exists() and bool(told.read_text()))
         token = told.read_text()
-        assert jobs.owner_of(token) == id
-        assert jobs.owner_of("wtj_another") is None
+        session = jobs.sessions.find(token)
+        assert session is not None
+        assert session.job_id == id
+        assert jobs.sessions.find("wtc_another") is None
         told.unlink()
         await bench.ended(jobs, id)
-        assert await until(lambda: jobs.owner_of(token) is None)
+        with pytest.raises(Ended):
+            jobs.sessions.find(token)
 
 
 WAIT = """

@@ -23,6 +23,7 @@ from watcher.scripts import Scripts
 from watcher.server import CannotListen, Listener, api, bind, site, url, windmill
 from watcher.server.figures import Figures
 from watcher.server.guard import MAX_BODY, Principal, same
+from watcher.server.windmill import Desk
 from watcher.store import jobs as job_store
 from watcher.store.db import Database
 from watcher.values import Config, Flow, HttpSettings, JobStatus, Json, ScriptSettings, Server
@@ -61,8 +62,12 @@ class Site:
         self.jobs = Jobs(lambda: self.config, db, scripts, fetcher, resolver, now)
         self.ready: tuple[bool, Json] = (True, {"ready": True})
         figures = Figures(db, now, lambda: self.config, lambda name: None)
+        desk = Desk(lambda: self.config, db, now, self.jobs, resolver)
         self.application = site.application(
-            [*api.routes(self.readiness, figures.text), *windmill.routes(self.jobs, lambda: "main")],
+            [
+                *api.routes(self.readiness, figures.text),
+                *windmill.routes(desk),
+            ],
             authenticate=authenticate,
             hosts=hosts,
         )

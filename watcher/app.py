@@ -22,7 +22,7 @@ from watcher.dispatch import Dispatcher
 from watcher.engine.backlog import Backlog
 from watcher.engine.brake import Brake
 from watcher.engine.embedded import Embedded
-from watcher.errors import Damaged, StoreError, WatcherError
+from watcher.errors import Damaged, StoreError, TriggerError, WatcherError
 from watcher.failpoint import failpoint
 from watcher.http.fetcher import Fetcher
 from watcher.http.sender import Sender
@@ -38,6 +38,7 @@ from watcher.server import Listener, api, bind, site, windmill
 from watcher.server import url as url_of
 from watcher.server.figures import Figures
 from watcher.server.guard import Principal, same
+from watcher.staging import Sessions
 from watcher.store import db as store_db
 from watcher.store import meta, migrate, retention
 from watcher.store import tokens as token_store
@@ -46,6 +47,8 @@ from watcher.values import Config, Flow, Json, Server
 
 _log = log.get("app")
 
+JOB_SCOPES = ("jobs", "resources", "resource_types", "variables", "users")
+"""What a running script may do by its token."""
 GRACE = 25.0  # seconds that a stop waits for what is in flight
 FLUSH_EVERY = 60.0
 PRUNE_EVERY = 3600.0
@@ -83,6 +86,8 @@ class Runtime:
         self.committed: Callable[[Collection[str]], None] = lambda flows: None
         self._opening = opening  # called now and then while the database is checked and migrated
         self._exit = AsyncExitStack()
+        self.url = ""  # where scripts reach us
+        self._opening_door = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -104,6 +109,7 @@ class Runtime:
         self.resolver = Resolver(lambda: self.config, self.db, self.key)
         self.fetcher = Fetcher(config.http, self.clock)
         stack.push_async_callback(self.fetcher.close)
+        self.sessions = Sessions(self._reachable)
         self.scripts = Scripts(config.scripts, data=config.data)
         await self.scripts.start()
         stack.push_async_callback(self.scripts.close)
@@ -115,8 +121,43 @@ class Runtime:
             self.resolver,
             self.clock,
             lambda flows: self.committed(flows),
+            self.sessions,
+        )
+        self.jobs = Jobs(
+            lambda: self.config,
+            self.db,
+            self.scripts,
+            self.fetcher,
+            self.resolver,
+            self.clock,
+            sessions=self.sessions,
         )
         stack.push_async_callback(self._flush)
+
+    async def _reachable(self) -> str:
+        """Where scripts reach us: the service's own address, or a door of their own on loopback, opened when needed."""
+        async with self._opening_door:
+            if not self.url:
+                listener = bind("127.0.0.1", 0)
+                self.url = url_of(listener)
+                door = Listener(
+                    site.application(
+                        windmill.routes(self.desk()), authenticate=self.job_of, public=(), hosts=site.hosts(None)
+                    ),
+                    listener,
+                )
+                await door.start()
+                self._exit.push_async_callback(door.stop)
+        return self.url
+
+    def desk(self) -> windmill.Desk:
+        """What Windmill's endpoints work on."""
+        return windmill.Desk(lambda: self.config, self.db, self.clock, self.jobs, self.resolver, self.key)
+
+    async def job_of(self, token: str) -> Principal | None:
+        """The running job that this token was given to. Raises Ended when it is over."""
+        session = self.sessions.find(token)
+        return None if session is None else Principal(f"job {session.job_id}", JOB_SCOPES, session)
 
     async def _while_telling(self, work: Coroutine[Any, Any, Any]) -> None:
         task = asyncio.create_task(work)
@@ -211,9 +252,9 @@ class Service:
         self.sender = Sender()
         self.dispatcher = Dispatcher(lambda: self.outbound, db, self.sender, runtime.resolver, clock)
         runtime.committed = self.dispatcher.wake
-        self.jobs = Jobs(
-            lambda: runtime.config, db, runtime.scripts, runtime.fetcher, runtime.resolver, clock, base_url=self.url
-        )
+        runtime.url = self.url
+        self.jobs = runtime.jobs
+        self.jobs.nudge = self._nudge
         self.brake = Brake(db, clock)
         self.backlog = Backlog(db, lambda: runtime.config)
         self.engine = Embedded(
@@ -305,6 +346,13 @@ class Service:
             self.engine.drain(GRACE), self.dispatcher.drain(timedelta(seconds=GRACE)), self.jobs.drain(GRACE)
         )
         await jobs
+
+    async def _nudge(self, name: str) -> Json:
+        """Run a watcher because a job asks for it, and say how it went."""
+        record = await self.engine.nudge(name)
+        if record.outcome in ("failed", "conflict"):
+            raise TriggerError(record.error, kind=record.error_kind or "raised", detail=record.detail)
+        return {"watcher": name, "outcome": record.outcome, "counts": dict(record.counts), "note": record.error}
 
     # --- signals ---
 
@@ -458,8 +506,9 @@ class Service:
 
     def _application(self) -> Starlette:
         config = self.runtime.config
+        desk = replace(self.runtime.desk(), draining=self.stop.is_set)
         return site.application(
-            [*api.routes(self.readiness, self.figures.text), *windmill.routes(self.jobs, lambda: config.workspace)],
+            [*api.routes(self.readiness, self.figures.text), *windmill.routes(desk)],
             authenticate=self.authenticate,
             hosts=site.hosts(config.server or Server()),
         )
@@ -478,8 +527,8 @@ class Service:
         """Whose bearer token this is: our own dispatcher's, a running job's, or one that was created for the API."""
         if same(token, self._token):
             return Principal("watcher", ("*",))
-        if (job := self.jobs.owner_of(token)) is not None:
-            return Principal(f"job {job}", ("*",), job)
+        if (job := await self.runtime.job_of(token)) is not None:
+            return job
         digest = sha256(token.encode("utf-8", "surrogatepass")).digest()
         async with self.runtime.db.read() as tx:
             row = await token_store.get(tx, digest, self.runtime.clock())

@@ -7,8 +7,8 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING
 from watcher import log
 from watcher.errors import StoreError, TriggerError, WatcherError
 from watcher.ids import canonical
+from watcher.staging import Session, Sessions, States, schedule_path, script_path, step_id
 from watcher.store import jobs as job_store
-from watcher.values import Config, Entry, Flow, JobStatus, Json, Request, Response
+from watcher.store import resources as resource_store
+from watcher.values import Config, Entry, Flow, JobStatus, Json, Request, Response, StagedState
 
 if TYPE_CHECKING:
     from watcher.http import FetchOptions
     from watcher.http.fetcher import Fetcher
     from watcher.resolve import Resolver
     from watcher.scripts import Scripts
-    from watcher.store.db import Database, Operation
+    from watcher.store.db import Database, Operation, Tx
     from watcher.store.jobs import Job
 
 _log = log.get("jobs")
@@ -42,8 +44,11 @@ class _Superseded(Exception):
     """Somebody else has the job now, or it was canceled: nothing more of it is ours to write."""
 
 
+SCRIPTS = (".py", ".ts", ".bun.ts", ".deno.ts", ".js", ".sh")
+
+
 class NoSuchFlow(WatcherError):
-    """The configuration has no local flow of that name."""
+    """The configuration has no local flow, watcher or script of that name."""
 
 
 @dataclass(slots=True)
@@ -51,7 +56,6 @@ class _Running:
     """One job that this process works on."""
 
     task: asyncio.Task[None]
-    token: str
     lost: bool = False  # another process took it over, or it was canceled
 
 
@@ -61,9 +65,17 @@ class _Host:
 
     fetcher: Fetcher
     resolver: Resolver
+    states: States
+    session: Session
 
     async def fetch(self, request: Request, options: FetchOptions) -> Response:
         return await self.fetcher.fetch(request, options, {}, {})
+
+    async def state(self, path: str) -> Json:
+        return await self.states.read(path, self.session)
+
+    async def stage(self, path: str, value: Json) -> None:
+        await self.states.write(path, value, self.session)
 
     async def resource(self, path: str) -> Json:
         return await self.resolver.resource(path)
@@ -77,7 +89,10 @@ class _Host:
 
 @dataclass(slots=True)
 class Jobs:
-    """The local flows of this process. ``base_url`` is where its own server answers, for scripts that call it."""
+    """The jobs of this process: local flows, scripts by their path, and runs of watchers that somebody asked for.
+
+    ``nudge`` runs a watcher and says how it went.
+    """
 
     config: Callable[[], Config]
     db: Database
@@ -85,23 +100,38 @@ class Jobs:
     fetcher: Fetcher
     resolver: Resolver
     clock: Callable[[], datetime]
-    base_url: str = ""
+    sessions: Sessions = field(default_factory=Sessions)
+    nudge: Callable[[str], Awaitable[Json]] | None = None
     owner: str = field(default_factory=lambda: f"{os.uname().nodename}:{os.getpid()}:{secrets.token_hex(4)}")
+    states: States = field(init=False)
     _running: dict[str, _Running] = field(default_factory=dict)
     _woken: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.states = States(self.config, self.db, self.resolver, self.clock, patience=self.sessions.patience)
 
     # --- asking for jobs ---
 
     async def create(
-        self, id: str, path: str, args: Mapping[str, Json], *, parent: str | None = None, root: str | None = None
+        self,
+        id: str,
+        path: str,
+        args: Mapping[str, Json],
+        *,
+        kind: str = "flow",
+        parent: str | None = None,
+        root: str | None = None,
+        due_at: datetime | None = None,
     ) -> bool:
-        """Store a job for the local flow ``path``; False when that id is there already. Raises NoSuchFlow."""
-        self._flow(path)
+        """Store a job for the local flow, script or watcher ``path``, to be started at ``due_at`` (now).
+
+        False when that id is there already. Raises NoSuchFlow.
+        """
+        if kind != "watcher":
+            self._flow(path, kind)
         body = canonical(args)
-        now = self.clock()
-        new = await self.db.write(
-            lambda tx: job_store.create(tx, id, "flow", path, body, now, parent=parent, root=root)
-        )
+        create = partial(job_store.create, id=id, kind=kind, path=path, args=body, now=self.clock())
+        new = await self.db.write(partial(create, parent=parent, root=root, due_at=due_at))
         if new:
             self._woken.set()
         return new
@@ -119,11 +149,31 @@ class Jobs:
             running.task.cancel()
         return canceled
 
-    def owner_of(self, token: str) -> str | None:
-        """The running job that this token was given to."""
-        return next((id for id, job in self._running.items() if secrets.compare_digest(job.token, token)), None)
+    def kind_of(self, path: str) -> tuple[str, str]:
+        """What a path that is to be run as a script is: a watcher, or a script beside the configuration file, and
+        under which name. Raises NoSuchFlow."""
+        config = self.config()
+        for name, watcher in config.watchers.items():
+            if path in (name, schedule_path(name), script_path(watcher, config.file)):
+                return "watcher", name
+        self._script(path)
+        return "script", path
 
-    def _flow(self, path: str) -> Flow:
+    def _script(self, path: str) -> Path:
+        """The file of a script that is known by its Windmill path: below the configuration file's folder."""
+        file = self.config().file
+        safe = path.startswith(("f/", "u/")) and not {"", ".", ".."} & {*path.split("/")} and "\0" not in path
+        if file is not None and safe:
+            folder, _, name = path.rpartition("/")
+            for suffix in SCRIPTS:
+                found = file.parent / folder / f"{name}{suffix}"
+                if found.is_file():
+                    return found
+        raise NoSuchFlow(f"{path}: there is no watcher and no script of that path")
+
+    def _flow(self, path: str, kind: str = "flow") -> Flow:
+        if kind == "script":
+            return Flow(name=path, steps=(self._script(path),))
         flow = self.config().flows.get(path)
         if flow is None or not flow.steps:
             raise NoSuchFlow(f"flows.{path}: there is no local flow of that name")
@@ -183,7 +233,7 @@ class Jobs:
         claimed = await self.db.write(partial(job_store.claim, owner=self.owner, limit=free, now=now, lease=LEASE))
         for job in claimed:
             task = asyncio.create_task(self._run(job), name=f"job {job.id}")
-            self._running[job.id] = _Running(task, token=f"wtj_{secrets.token_urlsafe(32)}")
+            self._running[job.id] = _Running(task)
             task.add_done_callback(partial(self._ended, job.id))
         return len(claimed)
 
@@ -197,7 +247,10 @@ class Jobs:
         try:
             if job.starts > MOST_STARTS:
                 raise TriggerError(f"given up: it was started {job.starts - 1} times and never ended", kind="crashed")
-            result, logs = await self._steps(job, folder)
+            if job.kind == "watcher":
+                result, logs = await self._poll(job), ""
+            else:
+                result, logs = await self._with_token(job, folder)
             await self._finish(job, JobStatus.SUCCEEDED, result, logs=logs)
         except asyncio.CancelledError:
             if not self._running[job.id].lost:
@@ -221,7 +274,21 @@ class Jobs:
         except StoreError as error:
             _log.error("job.not_given_back", job=job.id, error=str(error))  # its lease runs out instead
 
-    async def _steps(self, job: Job, folder: Path) -> tuple[bytes, str]:
+    async def _poll(self, job: Job) -> bytes:
+        """Run a watcher because somebody asked for it."""
+        if self.nudge is None:
+            raise TriggerError("this process runs no watchers", kind="missing")
+        return canonical(await self.nudge(job.path))
+
+    async def _with_token(self, job: Job, folder: Path) -> tuple[bytes, str]:
+        """All steps, while whoever has the job's token may ask for things in its name."""
+        session = Session(
+            "flow", job.path, "", self.clock(), job_id=job.id, parent=job.parent, root=job.root, own=False
+        )
+        with self.sessions.open(session) as token:
+            return await self._steps(job, folder, session, token)
+
+    async def _steps(self, job: Job, folder: Path, session: Session, token: str) -> tuple[bytes, str]:
         results: list[Json] = json.loads(job.results or b"[]")
         step = job.step
         if await asyncio.to_thread(_prepare, folder) and step:
@@ -229,24 +296,26 @@ class Jobs:
         value: Json = results[-1] if results else json.loads(job.args or b"{}")
         logs = job.logs
         while True:
-            flow = self._flow(job.path)
+            flow = self._flow(job.path, job.kind)
             if step >= len(flow.steps):
                 return canonical(value), logs
-            value, logs = await self._step(job, flow, step, value, folder)
+            value, logs = await self._step(job, flow, step, value, folder, session, token)
             results.append(value)
-            await self._persist(
-                partial(
-                    job_store.step_done,
-                    id=job.id,
-                    owner=self.owner,
-                    step=step,
-                    results=canonical(results),
-                    logs=logs,
-                    now=self.clock(),
-                    lease=LEASE,
-                )
-            )
+            await self._persist(partial(self._note, job, step, canonical(results), logs, session.taken()[1]))
+            session.staged.clear()
             step += 1
+
+    async def _note(
+        self, job: Job, step: int, results: bytes, logs: str, states: Sequence[StagedState], tx: Tx
+    ) -> bool:
+        """The end of one step, and in the same transaction the states that it wrote."""
+        now = self.clock()
+        ours = await job_store.step_done(tx, job.id, self.owner, step, results, logs, now, LEASE)
+        if ours:
+            # Many jobs of a flow run at once and share a state, as in Windmill: the last one to end wins.
+            latest = [replace(state, expected=None) for state in states]
+            await resource_store.put_states(tx, latest, now, by=f"flows.{job.path}")
+        return ours
 
     async def _persist(self, operation: Operation[bool]) -> None:
         """Write what was done, however long the database is in trouble: a step is not run twice for that."""
@@ -262,38 +331,27 @@ class Jobs:
         if not ours:
             raise _Superseded
 
-    async def _step(self, job: Job, flow: Flow, step: int, value: Json, folder: Path) -> tuple[Json, str]:
-        script = flow.steps[step]
+    async def _step(
+        self, job: Job, flow: Flow, step: int, value: Json, folder: Path, session: Session, token: str
+    ) -> tuple[Json, str]:
+        script, letter = flow.steps[step], step_id(step)
+        in_flow = job.kind == "flow"
+        session.state_path = f"{job.path}/{letter}_user" if in_flow else f"{job.path}/user"
+        session.staged.clear()
+        more = {"WM_FLOW_PATH": job.path, "WM_FLOW_JOB_ID": job.id, "WM_FLOW_STEP_ID": letter} if in_flow else {}
+        more |= {"WM_ROOT_FLOW_JOB_ID": job.root or job.id}
         try:
             done = await self.scripts.step(
                 script,
                 value,
                 cwd=folder,
-                env=self._environment(job, step),
+                env=await self.sessions.environment(session, token, self.config().workspace, more),
                 timeout=STEP_TIMEOUT if flow.timeout == Flow(name="").timeout else flow.timeout,
-                host=_Host(self.fetcher, self.resolver),
+                host=_Host(self.fetcher, self.resolver, self.states, session),
             )
         except TriggerError as error:
             raise TriggerError(f"step {script.name}: {error}", kind=error.kind, detail=error.detail) from error
-        return done.result, done.logs
-
-    def _environment(self, job: Job, step: int) -> dict[str, str]:
-        """What Windmill's clients read. WM_STATE_PATH_NEW is left out: they would prefer it, even empty."""
-        letter = chr(ord("a") + step % 26)
-        return {
-            "BASE_INTERNAL_URL": self.base_url,
-            "WM_BASE_URL": self.base_url,
-            "BASE_URL": self.base_url,
-            "WM_TOKEN": self._running[job.id].token,
-            "WM_WORKSPACE": self.config().workspace,
-            "WM_JOB_ID": job.id,
-            "WM_JOB_PATH": job.path,
-            "WM_FLOW_PATH": job.path,
-            "WM_FLOW_JOB_ID": job.id,
-            "WM_ROOT_FLOW_JOB_ID": job.root or job.id,
-            "WM_FLOW_STEP_ID": letter,
-            "WM_STATE_PATH": f"{job.path}/{letter}_user",
-        }
+        return done.result, log.mask(done.logs)
 
     async def _fail(self, job: Job, error: str, detail: str) -> None:
         try:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from watcher import log, metrics
 from watcher.errors import DatabaseFull, StoreError
@@ -16,6 +16,7 @@ from watcher.store import watchers as watcher_store
 if TYPE_CHECKING:
     from watcher.run import Runner
     from watcher.store.db import Database
+    from watcher.values import RunRecord
 
 _log = log.get("engine")
 
@@ -36,7 +37,7 @@ class Embedded:
     brake: Callable[[], str] = lambda: ""  # why no run may start now, or nothing
     full: Callable[[DatabaseFull], None] = lambda error: None
     backlogged: Callable[[str], bool] = lambda name: False  # too many deliveries of this watcher wait
-    _running: dict[str, asyncio.Task[None]] = field(default_factory=dict)
+    _running: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
     _told: dict[str, datetime] = field(default_factory=dict)
     _overrun: dict[str, int] = field(default_factory=dict)  # ticks that came while a run went on
 
@@ -82,6 +83,17 @@ class Embedded:
 
     async def _take(self, tick: Tick) -> bool:
         return await self.db.write(lambda tx: watcher_store.take(tx, tick.watcher, tick.at))
+
+    async def nudge(self, name: str) -> RunRecord:
+        """Run a watcher now, after the run that may be going on. Raises StoreError when there is no room for one."""
+        while (going := self._running.get(name)) is not None:
+            await asyncio.wait({going})
+        if reason := self.brake():
+            raise StoreError(f"no run may start: {reason}")
+        task = asyncio.create_task(self.runner.run(name), name=f"run {name}")
+        self._running[name] = task
+        task.add_done_callback(lambda _: self._ended(name))
+        return await task
 
     def running(self) -> frozenset[str]:
         """The watchers whose run goes on now."""

@@ -12,8 +12,10 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from watcher.errors import StoreError
+from watcher.staging import Ended, Session
 
 MAX_BODY = 2 * 1024 * 1024  # bytes; Windmill's own limit
+MAX_STATE = 64 * 1024 * 1024  # bytes of the request that writes a state or a resource
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -24,18 +26,31 @@ _HEADERS = [
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who asks, and what that token is for: ``jobs:run:flows:summarise``, ``jobs:run``, ``jobs``, ``*``."""
+    """Who asks, and what that token is for: ``jobs:run:flows:summarise``, ``jobs:run``, ``jobs``, ``*``.
+
+    ``session`` is the running job that asks, when it is one.
+    """
 
     name: str
     scopes: tuple[str, ...] = ()
-    job_id: str | None = None
+    session: Session | None = None
 
     def may(self, need: str) -> bool:
-        """Whether one of the scopes covers ``need``: the same words, or their beginning up to a colon or slash."""
+        """Whether one of the scopes covers ``need``: the same words, or their beginning up to a colon or slash.
+
+        ``resources:write:f/a`` covers ``resources:read:f/a`` too.
+        """
+        domain, _, rest = need.partition(":")
+        needs = [need, f"{domain}:write{rest.removeprefix('read')}"] if rest.startswith("read") else [need]
         return any(
-            scope == "*" or need == scope or need.startswith((f"{scope}:", f"{scope}/"))
+            scope == "*" or each == scope or each.startswith((f"{scope}:", f"{scope}/"))
             for scope in (s.removesuffix("/*").removesuffix(":*") for s in self.scopes)
+            for each in needs
         )
+
+    def may_give(self, scope: str) -> bool:
+        """Whether a token with this scope could do nothing that this one cannot."""
+        return self.may(scope.removesuffix("/*").removesuffix(":*"))
 
 
 Authenticate = Callable[[str], Awaitable[Principal | None]]
@@ -80,10 +95,13 @@ class Guard:
             refusal = self._refuse_host(connection) or await self._refuse_token(connection)
         except StoreError as error:
             refusal = unavailable(error)
+        except Ended as error:
+            refusal = PlainTextResponse(str(error), 409)
         if refusal is None:
-            body = await _body(connection, receive)
+            most = _most(connection.scope["path"])
+            body = await _body(connection, receive, most)
             if body is None:
-                refusal = PlainTextResponse(f"more than {MAX_BODY} bytes", 413, {"connection": "close"})
+                refusal = PlainTextResponse(f"more than {most} bytes", 413, {"connection": "close"})
             else:
                 receive = _once(body, receive)
         await (refusal or self._app)(scope, receive, answer)
@@ -99,17 +117,23 @@ class Guard:
         if connection.scope["path"] in self._public:
             return None
         kind, _, token = connection.headers.get("authorization", "").partition(" ")
-        principal = await self._authenticate(token.strip()) if kind.lower() == "bearer" and token else None
+        if not kind:  # webhook callers that can set no header
+            kind, token = "bearer", connection.query_params.get("token", "")
+        principal = await self._authenticate(token.strip()) if kind.lower() == "bearer" and token.strip() else None
         if principal is None:
             return PlainTextResponse("a valid bearer token is needed", 401, {"www-authenticate": "Bearer"})
         connection.scope["principal"] = principal
         return None
 
 
-async def _body(connection: HTTPConnection, receive: Receive) -> bytes | None:
+def _most(path: str) -> int:
+    return MAX_STATE if "/resources/" in path else MAX_BODY
+
+
+async def _body(connection: HTTPConnection, receive: Receive, most: int) -> bytes | None:
     """The whole body, or None when it is too large."""
     length = connection.headers.get("content-length", "0")
-    if not length.isdigit() or int(length) > MAX_BODY:
+    if not length.isdigit() or int(length) > most:
         return None
     chunks, size = [], 0
     while True:
@@ -118,7 +142,7 @@ async def _body(connection: HTTPConnection, receive: Receive) -> bytes | None:
             return b""  # the asker went away
         chunks.append(message.get("body", b""))
         size += len(chunks[-1])
-        if size > MAX_BODY:
+        if size > most:
             return None
         if not message.get("more_body"):
             return b"".join(chunks)

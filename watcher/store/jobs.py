@@ -66,7 +66,7 @@ async def create(
     root: str | None = None,
     due_at: datetime | None = None,
 ) -> bool:
-    """Queue a job, to be claimed from ``due_at`` on (None: at once). It is kept as the end of a lease.
+    """Queue a job, to be claimed from ``due_at`` on (None: at once), which is kept as the end of a lease.
 
     False: a job of that id is there already, whatever became of it.
     """

@@ -1,0 +1,294 @@
+"""Windmill's own clients, unmodified, in processes of their own, with the environment of a job that really runs."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.service import Service
+
+NEWEST = "1.850.0"
+VERSIONS = (NEWEST, "1.460.0", "1.297.0")
+OLDEST = "1.60.0"
+"""By its old endpoints: ``get`` instead of ``get_value_interpolated``, and all of `windmill_api` around it."""
+NPM = "1.818.0"
+
+CACHE = Path(os.environ.get("WATCHER_TEST_CACHE") or Path(__file__).parent.parent / ".cache")
+
+
+def client(version: str) -> Path:
+    """A folder with this version of wmill and what it needs, from PyPI the first time. Skips without a registry."""
+    folder = CACHE / f"wmill-{version}"
+    if not folder.exists():
+        part = CACHE / f"wmill-{version}.{os.getpid()}.part"
+        _fetch([*_installer(), "--target", str(part), f"wmill=={version}"])
+        _settle(part, folder)
+    return folder
+
+
+def npm_client() -> Path:
+    """A folder with node_modules/windmill-client, from npm the first time. Skips without npm or a registry."""
+    folder = CACHE / f"windmill-client-{NPM}"
+    if not folder.exists():
+        if shutil.which("npm") is None:
+            pytest.skip("npm is not installed")
+        part = CACHE / f"windmill-client-{NPM}.{os.getpid()}.part"
+        part.mkdir(parents=True)
+        (part / "package.json").write_text("{}")
+        _fetch(["npm", "install", "--silent", "--prefix", str(part), f"windmill-client@{NPM}"])
+        _settle(part, folder)
+    return folder
+
+
+def deno() -> str:
+    """A deno binary: the machine's, or that of PyPI's package. Skips without one."""
+    if found := shutil.which("deno"):
+        return found
+    folder = CACHE / "deno"
+    if not folder.exists():
+        part = CACHE / f"deno.{os.getpid()}.part"
+        _fetch([*_installer(), "--target", str(part), "deno"])
+        _settle(part, folder)
+    binary = folder / "bin" / "deno"
+    binary.chmod(0o755)
+    return str(binary)
+
+
+def _installer() -> list[str]:
+    uv = shutil.which("uv") or str(Path(sys.executable).parent / "uv")
+    if Path(uv).exists():
+        return [uv, "pip", "install", "-q", "--python", sys.executable]
+    return [sys.executable, "-m", "pip", "install", "-q", "--no-input"]
+
+
+def _fetch(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
+    if done.returncode != 0:
+        pytest.skip(f"not to be had here: {done.stderr.strip()[-300:]}")
+
+
+def _settle(part: Path, folder: Path) -> None:
+    try:
+        part.rename(folder)
+    except OSError:  # another worker was faster
+        shutil.rmtree(part)
+
+
+# --- a service with one watcher whose run waits until the test lets it go ---------------------------------------------
+
+WAITING = """
+import json, os, time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+def main():
+    (HERE / "env.tmp").write_text(json.dumps(dict(os.environ)))
+    (HERE / "env.tmp").replace(HERE / "env.json")
+    while not (HERE / "go").exists():
+        time.sleep(0.01)
+    found = json.loads((HERE / "go").read_text())
+    (HERE / "go").unlink()
+    if found == "fail":
+        raise RuntimeError("the source is gone")
+    return found
+"""
+
+CONFIG = """
+database = "sqlite:///{where}/watcher.db"
+[server]
+bind = "127.0.0.1:{port}"
+[flows.sink]
+url = "http://127.0.0.1:9/"
+[flows.add]
+steps = ["add.py"]
+[flows.slow]
+steps = ["slow.py"]
+[flows.broken]
+steps = ["broken.py"]
+[watchers.waiting]
+trigger = "./waiting.py"
+cron = "0 0 29 2 *"
+flow = "sink"
+timeout = "100s"
+[watchers.plain]
+trigger = "./plain.py"
+cron = "0 0 29 2 *"
+flow = "sink"
+[resources."u/admin/fixed"]
+type = "github"
+value = { token = "$env:FIXED_TOKEN" }
+[variables]
+"u/admin/fixed" = "written in the file"
+"""
+
+SCRIPTS = {
+    "waiting.py": WAITING,
+    "plain.py": "def main():\n    return [{'id': 1}]\n",
+    "add.py": "def main(a, b=0):\n    return {'sum': a + b}\n",
+    "slow.py": "import time\ndef main():\n    time.sleep(30)\n",
+    "broken.py": "def main():\n    raise ValueError('no such luck')\n",
+    "f/tools/double.py": "def main(n: int):\n    return n * 2\n",
+}
+
+
+@dataclass
+class Place:
+    """A running service, and a job of its watcher ``waiting`` that goes on until `let_go`."""
+
+    service: Service
+    env: dict[str, str]
+
+    @property
+    def where(self) -> Path:
+        return self.service.where
+
+    async def job(self) -> dict[str, str]:
+        """Start a run of ``waiting`` by a webhook; its environment."""
+        (self.where / "env.json").unlink(missing_ok=True)
+        self.nudge = await self.api("POST", "jobs/run/p/waiting", {})
+        for _ in range(3000):
+            if (self.where / "env.json").exists():
+                self.env = json.loads((self.where / "env.json").read_text())
+                return self.env
+            await asyncio.sleep(0.01)  # another process: there is nothing to await
+        raise AssertionError(f"the run did not begin:\n{self.service.tail()}")
+
+    async def let_go(self, found: Any = ()) -> dict[str, Any]:
+        """Let the run return these items (or ``fail``); how the job ended, as get_result_maybe says it."""
+        draft = self.where / "go.tmp"
+        draft.write_text(json.dumps(found))
+        draft.replace(self.where / "go")
+        for _ in range(3000):
+            maybe = json.loads(await self.api("GET", f"jobs_u/completed/get_result_maybe/{self.nudge}"))
+            if maybe["completed"]:
+                return dict(maybe)
+            await asyncio.sleep(0.01)
+        raise AssertionError(f"the run did not end:\n{self.service.tail()}")
+
+    async def api(self, method: str, path: str, body: Any = None, *, token: str | None = None, want: int = 0) -> str:
+        """One request with the operator's token, or another one; ``want``: the status (0: a success)."""
+        raw = None if body is None else json.dumps(body).encode()
+        headers = {"authorization": f"Bearer {token or self.token}", "content-type": "application/json"}
+        url = path if path.startswith("/") else f"/api/w/main/{path}"
+        status, text = await self.service.ask(method, url, raw, headers)
+        assert status == want or (not want and status < 300), f"{method} {path}: {status} {text}"
+        return text
+
+    token: str = ""
+    nudge: str = ""
+
+
+@asynccontextmanager
+async def place(where: Path, config: str = CONFIG, **environ: str) -> AsyncIterator[Place]:
+    """Start the service in ``where``, with an operator's token and nothing running."""
+    for name, text in SCRIPTS.items():
+        (where / name).parent.mkdir(parents=True, exist_ok=True)
+        (where / name).write_text(text)
+    key = "bm90IGEgc2VjcmV0LCBidXQgMzIgYnl0ZXMgbG9uZyE="
+    service = Service(where, config, environ={"FIXED_TOKEN": "ghp_fixed_fixed", "WATCHER_SECRET_KEY": key, **environ})
+    file = service.write()
+    made = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", "watcher", "token", "create", "tests", "--config", str(file), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent.parent.parent,
+        env={"PATH": os.environ["PATH"], "HOME": str(where), **service.environ},
+    )
+    assert made.returncode == 0, made.stderr
+    found = Place(service, {})
+    found.token = json.loads(made.stdout)["token"]
+    service.start()
+    try:
+        await service.ready()
+        yield found
+    finally:
+        service.kill()
+
+
+@dataclass(frozen=True)
+class Said:
+    """What a client's process printed as its last line, and how it ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def value(self) -> Any:
+        assert self.code == 0, self.err
+        return json.loads(self.out.strip().splitlines()[-1])
+
+
+async def python(version: str, code: str, env: Mapping[str, str], seconds: float = 60) -> Said:
+    """Run Python code with this version of wmill. ``show(value)`` prints what `Said.value` reads."""
+    prelude = "import json\ndef show(value): print(json.dumps(value))\n"
+    environment = {**_bare(env), "PYTHONPATH": str(client(version)), "PYTHONWARNINGS": "ignore"}
+    return await _run([sys.executable, "-c", prelude + textwrap.dedent(code)], environment, seconds)
+
+
+async def node(code: str, env: Mapping[str, str], seconds: float = 60) -> Said:
+    """Run JavaScript with windmill-client under node. ``wmill`` is its default export, ``show(value)`` prints."""
+    binary = shutil.which("node")
+    if binary is None:
+        pytest.skip("node is not installed")
+    return await _run([binary, "--input-type=module", "-e", _module(code)], _bare(env), seconds, cwd=npm_client())
+
+
+async def on_deno(code: str, env: Mapping[str, str], seconds: float = 60) -> Said:
+    """The same under deno."""
+    file = CACHE / f"windmill-client-{NPM}" / f"{os.getpid()}-{abs(hash(code))}.mjs"
+    npm_client()
+    file.write_text(_module(code))
+    try:
+        command = [deno(), "run", "-A", "--no-lock", "--node-modules-dir=manual", str(file)]
+        return await _run(command, _bare(env) | {"DENO_NO_UPDATE_CHECK": "1", "NO_COLOR": "1"}, seconds)
+    finally:
+        file.unlink()
+
+
+def _module(code: str) -> str:
+    return (
+        'import wmill, * as named from "windmill-client";\n'
+        "const show = (value) => console.log(JSON.stringify(value === undefined ? 'undefined' : value));\n"
+        "const failure = async (work) => "
+        "{ try { await work(); return null } catch (e) { return String(e.message ?? e) } };\n" + textwrap.dedent(code)
+    )
+
+
+def _bare(env: Mapping[str, str]) -> dict[str, str]:
+    return {"PATH": os.environ["PATH"], "HOME": env.get("HOME", "/"), **{k: v for k, v in env.items() if k != "HOME"}}
+
+
+async def _run(command: list[str], env: Mapping[str, str], seconds: float, cwd: Path | None = None) -> Said:
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env=dict(env),
+        cwd=cwd,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    try:
+        async with asyncio.timeout(seconds):
+            out, err = await process.communicate()
+    except BaseException:
+        process.kill()
+        await process.wait()
+        raise
+    assert process.returncode is not None
+    return Said(process.returncode, out.decode(), err.decode())

@@ -1,0 +1,31 @@
+"""Windmill's own endpoints, as its clients and its webhooks use them: text/plain errors, ids as bare text.
+
+Source: the wire as Windmill's published clients speak it.
+"""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from watcher.server.windmill import jobs, resources, types, users, variables
+from watcher.server.windmill.desk import Desk
+
+__all__ = ["Desk", "routes"]
+
+
+def routes(desk: Desk) -> list[BaseRoute]:
+    """All routes under ``/api``; what Windmill has and we have not is 404, and says so."""
+    return [
+        *users.routes(desk),
+        *types.routes(desk),
+        *resources.routes(desk),
+        *variables.routes(desk),
+        *jobs.routes(desk),
+        Route("/api/{rest:path}", _unknown, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
+    ]
+
+
+async def _unknown(request: Request) -> Response:
+    return PlainTextResponse(f"watcher has no {request.method} {request.url.path}: see docs/windmill.md", 404)
