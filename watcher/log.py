@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, cast
 from urllib.parse import quote, quote_plus
 
 import structlog
@@ -185,11 +185,30 @@ def configure(
     logging.captureWarnings(True)
 
 
+class _Steadfast:
+    """A stream whose failures are nobody's: a log on a full disk must not end the service that would tell of it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        try:
+            self._stream.write(text)
+        except (OSError, ValueError):  # no room, or closed
+            pass
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except (OSError, ValueError):
+            pass
+
+
 def _events(level: int, after: list[Any], stream: TextIO | None) -> None:
     structlog.configure(
         processors=[*_BEFORE, *after],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda *_: structlog.WriteLogger(stream or sys.stderr),
+        logger_factory=lambda *_: structlog.WriteLogger(cast(TextIO, _Steadfast(stream or sys.stderr))),
         cache_logger_on_first_use=False,
     )
 
