@@ -198,7 +198,7 @@ def test_the_temperature_that_rose_or_fell(tmp_path: Path) -> None:
         watcher(["state", "set", "temperature", '"41"'], tmp_path)
 
         def told(what: str) -> int:
-            sql = "SELECT count(*) FROM item WHERE payload LIKE ?"
+            sql = "SELECT count(*) FROM item WHERE CAST(payload AS TEXT) LIKE ?"
             return int(query(tmp_path / "watcher.db", sql, f"%has {what}%")[0][0])
 
         rises = falls = 0
