@@ -327,10 +327,9 @@ async def test_a_claim_whose_lease_is_over_is_not_sent(sqlite_db: Database) -> N
             dispatcher._spawn = started.append  # type: ignore[method-assign]
             await dispatcher._turn(claim=True)
             (deliver,) = started
-            wanted, delivery = deliver.cr_frame.f_locals["wanted"], deliver.cr_frame.f_locals["delivery"]
-            resolved = deliver.cr_frame.f_locals["resolved"]
+            ready = deliver.cr_frame.f_locals["ready"]
             deliver.close()
-            await dispatcher._deliver(wanted, delivery, resolved, time.monotonic() - 1)
+            await dispatcher._deliver(replace(ready, expires=time.monotonic() - 1))
             assert receiver.received == []
             await dispatcher._turn(claim=False)
             (row,) = await bench.rows()
@@ -367,7 +366,7 @@ async def test_a_drain_lets_what_is_in_flight_end_and_leaves_no_lease(db: Databa
             await receiver.wait(8)
             await bench.end()
             rows = await bench.rows()
-            assert sum(row.status == "delivered" for row in rows) == len(receiver.received) == 8
+            assert 8 <= sum(row.status == "delivered" for row in rows) == len(receiver.received) < 20
             assert all(row.lease_until is None and row.attempts == 0 for row in rows if row.status == "pending")
             bench.stop.clear()
             bench.start()
@@ -414,7 +413,7 @@ async def test_outcomes_survive_a_database_that_cannot_be_written_for_a_while(sq
                     return Response(200)
 
             sent: list[Request] = []
-            bench.dispatcher._sender = Slow()
+            bench.dispatcher._targets["hook"].courier._sender = Slow()
             await bench.commit({"id": 2}, {"id": 3})
             while len(sent) < 2:
                 await asyncio.sleep(0.01)

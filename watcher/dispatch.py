@@ -12,25 +12,25 @@ import asyncio
 import random
 import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from typing import Any
 
-from pydantic import ValidationError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from watcher import log as logs
 from watcher import metrics
-from watcher.errors import DeliveryError, StoreError, WatcherError
+from watcher.errors import StoreError, WatcherError
 from watcher.failpoint import failpoint
-from watcher.flows import presets
+from watcher.flows.attempt import Courier, Resolver, Sender, Tried, longest, resolve, resolved_for_good
+from watcher.flows.hours import opens_in
 from watcher.flows.preset import Resolved
 from watcher.flows.retry import MAX_ANSWER, Window, conclude, probe_after
 from watcher.store import deliveries, flows
 from watcher.store.db import Database
-from watcher.values import Config, Delivery, Flow, Judgement, Request, Response, Settlement, Verdict
+from watcher.values import Config, Delivery, Flow, Judgement, Response, Settlement, Verdict
 
 log = logs.get("dispatch")
 
@@ -46,29 +46,10 @@ NO_SUCH_FLOW = "no such flow in the configuration"
 _OUTCOMES = {Verdict.DELIVERED: "delivered", Verdict.DUPLICATE: "duplicate", Verdict.TARGET: "held"}
 
 
-class Sender(Protocol):
-    """What sends one request; `watcher.http.Sender`."""
-
-    async def send(
-        self,
-        request: Request,
-        *,
-        timeout: timedelta,  # noqa: ASYNC109 -- of everything, from the look-up to the last byte kept
-        private_addresses: bool = True,
-        trust_env: bool = False,
-    ) -> Response: ...
-
-
-class Resolver(Protocol):
-    """What follows one reference; `watcher.resolve.Resolver`."""
-
-    async def text(self, ref: str) -> str: ...
-
-
 class _Target:
     """A configured flow and what is known of it at the moment."""
 
-    def __init__(self, flow: Flow) -> None:
+    def __init__(self, flow: Flow, courier: Courier) -> None:
         self.hungry = True  # there may be something to claim
         self.closed_until = 0.0  # monotonic; it said that it is too busy
         self.held = False
@@ -76,15 +57,23 @@ class _Target:
         self.probing = False
         self.probes = 0
         self.probe_at: datetime | None = None
-        self.adopt(flow)
+        self.gathering: _Gathering | None = None
+        self.ready: deque[_Ready] = deque()  # claimed ahead: each starts when a request of this flow ends
+        self.ended = 0  # requests since the last claim
+        self.freed = 0  # slots since the last turn that nothing was ready for
+        self.adopt(flow, courier)
 
-    def adopt(self, flow: Flow) -> None:
+    def adopt(self, flow: Flow, courier: Courier) -> None:
         """Go by the flow's new configuration; what is known of it stays."""
         self.flow = flow
-        self.preset = presets[flow.preset]
+        self.courier = courier
         self.window = Window(*flow.rate) if flow.rate else None
-        self.resolved = _resolved_for_good(flow)
+        self.resolved = resolved_for_good(flow)
         self.hungry = True
+
+    def closed(self, now: datetime) -> timedelta:
+        """How long until the hours begin in which it may be sent to."""
+        return opens_in(self.flow.hours, now) if self.flow.hours else timedelta()
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,9 +88,30 @@ class _Ended:
 @dataclass(frozen=True, slots=True)
 class _Claim:
     target: _Target
-    limit: int
+    room: int  # how many requests may start at once
+    limit: int  # how many deliveries are asked for
     lease: timedelta
     probe: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """A delivery that was claimed and not yet started."""
+
+    claim: _Claim
+    delivery: Delivery
+    resolved: Resolved
+    expires: float  # monotonic; it may not start later
+
+
+@dataclass(slots=True)
+class _Gathering:
+    """Deliveries that wait for others to share their request. They count as one request in flight."""
+
+    claim: _Claim
+    expires: float  # monotonic; no request about them may start later
+    members: list[Delivery] = field(default_factory=list)
+    timer: asyncio.TimerHandle | None = None
 
 
 @dataclass(slots=True)
@@ -185,6 +195,8 @@ class Dispatcher:
                 if not stop.is_set():
                     await self._rest(self._idle())
         except asyncio.CancelledError:
+            for target in self._targets.values():
+                target.ready.clear()
             for task in self._tasks:
                 task.cancel()
             raise
@@ -194,6 +206,8 @@ class Dispatcher:
     async def drain(self, grace: timedelta) -> None:
         """Let what is in flight end, for ``grace`` at most, settle it, and give everything else back."""
         until = time.monotonic() + grace.total_seconds()
+        for target in self._targets.values():
+            self._give_back(target)
         while self._tasks and (left := until - time.monotonic()) > 0:
             await self._guarded(claim=False)
             await self._rest(min(left, 1.0) if self._tasks else 0.0)
@@ -301,7 +315,9 @@ class Dispatcher:
         for target in self._targets.values():
             if not target.hungry or target.paused or target.probing:
                 continue
-            if target.held:
+            if closed := target.closed(wall):
+                until = min(until, now + closed.total_seconds())
+            elif target.held:
                 if target.probe_at:
                     until = min(until, now + (target.probe_at - wall).total_seconds())
             else:
@@ -317,10 +333,16 @@ class Dispatcher:
         self._config = config
         before, self._targets = self._targets, {}
         for name, flow in config.flows.items():
-            target = self._targets[name] = before.get(name) or _Target(flow)
+            target = self._targets[name] = before.pop(name) if name in before else _Target(flow, self._courier(flow))
             if target.flow != flow:
-                target.adopt(flow)
+                self._give_back(target)
+                target.adopt(flow, self._courier(flow))
+        for gone in before.values():
+            self._give_back(gone)
         self._reconcile_at = self._survey_at = 0.0
+
+    def _courier(self, flow: Flow) -> Courier:
+        return Courier(flow, self._sender, self._clock)
 
     async def _reconcile(self, now: datetime) -> None:
         """Ask the database what is due and which flows are held, and find the deliveries of flows that are gone."""
@@ -338,6 +360,8 @@ class Dispatcher:
             target.probe_at = status.probe_at if status else None
             target.probes = status.probes if status else 0
             target.hungry = target.hungry or name in due
+            if target.held or target.paused or not target.flow.enabled or target.closed(now):
+                self._give_back(target)
         soon = (next_due - now).total_seconds() if next_due else RECONCILE
         self._reconcile_at = time.monotonic() + min(RECONCILE, max(0.05, soon))
         if survey:
@@ -405,34 +429,43 @@ class Dispatcher:
         first = self._turns % len(targets)
         chosen = []
         for target in [*targets[first:], *targets[:first]]:
+            target.freed = 0
             own = max(0, part - self._flying[target.flow.name])
-            room = min(free, own + max(0, free - reserved), self._room(target, now))
-            if room <= 0 or target.flow.name in but:
+            wish = self._room(target, now)
+            room = max(0, min(free, own + max(0, free - reserved), wish or 0))
+            limit = _members(target) if room and _members(target) else room + _ahead(target)
+            if wish is None or limit <= 0 or target.flow.name in but:
                 continue
             free -= room
             reserved -= min(own, room)
             target.hungry, target.probing = False, target.held
-            lease = max(settings.lease, 2 * target.flow.timeout + MARGIN)  # twice: an answer may need a look-up
-            chosen.append(_Claim(target, room, lease, target.held))
+            lease = max(settings.lease, longest(target.flow) + MARGIN)
+            target.ended = 0
+            chosen.append(_Claim(target, room, limit, lease, target.held))
         return chosen
 
-    def _room(self, target: _Target, now: datetime) -> int:
-        """How many deliveries this flow would take now if it were alone."""
+    def _room(self, target: _Target, now: datetime) -> int | None:
+        """How many requests to this flow could start now if it were alone; None when nothing may be claimed for it."""
         instant = time.monotonic()
-        if not target.hungry or target.paused or instant < target.closed_until:
-            return 0
+        if not target.hungry or target.paused or instant < target.closed_until or target.closed(now):
+            return None
+        if target.gathering and not target.held:
+            return 1
         room = target.flow.at_once - self._flying[target.flow.name]
+        if target.flow.batch:
+            room = min(room, 1)
         if target.window:
             room = min(room, target.window.free(instant))
         if target.held:
             due = target.probe_at is not None and target.probe_at <= now
-            return min(room, 1) if due and not target.probing else 0
+            return min(room, 1) if due and not target.probing else None
         return room
 
     def _note(self, turn: _Turn) -> None:
         """Which flows are held from now on, and which no longer."""
         for name, (_, probe_at) in turn.hold.items():
             target = self._targets[name]
+            self._give_back(target)
             target.held, target.probe_at, target.probes = True, probe_at, target.probes + 1 if target.held else 0
         for name in turn.resume:
             target = self._targets[name]
@@ -475,7 +508,7 @@ class Dispatcher:
             self._known.update(delivery.seq for delivery in mine)
             if len(batch) == wanted.limit:
                 wanted.target.hungry = True
-            if wanted.target.window:
+            if wanted.target.window and not wanted.target.flow.batch:
                 wanted.target.window.take(len(mine), instant)
             if wanted.probe and not mine:
                 wanted.target.probing = False
@@ -489,13 +522,61 @@ class Dispatcher:
             self._ended += [_Ended(delivery, None) for _, mine in started for delivery in mine]
             raise
         for wanted, mine in started:
-            self._flying[wanted.target.flow.name] += len(mine)
-            expires = instant + wanted.lease.total_seconds() - MARGIN.total_seconds() / 2
-            if wanted.target.resolved:
-                for delivery in mine:
-                    self._spawn(self._deliver(wanted, delivery, wanted.target.resolved, expires))
+            if wanted.target.flow.batch:
+                self._gather(wanted, mine, instant)
+                continue
+            expires = instant + (wanted.lease - longest(wanted.target.flow) - MARGIN / 2).total_seconds()
+            if resolved := wanted.target.resolved:
+                wanted.target.ready += [_Ready(wanted, delivery, resolved, expires) for delivery in mine]
+                for _ in range(min(wanted.room + wanted.target.freed, len(wanted.target.ready))):
+                    self._spawn(self._deliver_on(self._next(wanted.target)))
             else:
+                self._flying[wanted.target.flow.name] += len(mine)
                 self._spawn(self._resolve_and_deliver(wanted, mine, expires))
+
+    def _next(self, target: _Target) -> _Ready | None:
+        """The next delivery that is ready, its slot taken; None leaves the slot to whoever is chosen next."""
+        if not target.ready:
+            target.freed += 1
+            return None
+        self._flying[target.flow.name] += 1
+        return target.ready.popleft()
+
+    def _gather(self, wanted: _Claim, mine: Sequence[Delivery], instant: float) -> None:
+        """Put deliveries to those that wait already; send when there are enough or the first has waited long enough."""
+        target, batch = wanted.target, wanted.target.flow.batch
+        assert batch
+        gathering = target.gathering
+        if gathering is None:
+            expires = instant + (wanted.lease - MARGIN / 2 - target.flow.timeout).total_seconds()
+            gathering = target.gathering = _Gathering(wanted, expires)
+            self._flying[target.flow.name] += 1
+            if target.window:
+                target.window.take(1, instant)
+            wait = batch.within.total_seconds()
+            gathering.timer = asyncio.get_running_loop().call_later(wait, self._send_gathered, target)
+        gathering.members += mine
+        if wanted.probe or len(gathering.members) >= batch.size:
+            self._send_gathered(target)
+
+    def _send_gathered(self, target: _Target) -> None:
+        gathering, target.gathering = target.gathering, None
+        if gathering and gathering.timer:
+            gathering.timer.cancel()
+            target.hungry = True  # there may be a slot for the next request
+            self._event.set()
+            self._spawn(self._deliver_together(gathering))
+
+    def _give_back(self, target: _Target) -> None:
+        """What was claimed for this flow and not sent goes back."""
+        if target.ready:
+            self._ended += [_Ended(each.delivery, None, each.claim.probe) for each in target.ready]
+            target.ready.clear()
+            self._event.set()
+        gathering, target.gathering = target.gathering, None
+        if gathering and gathering.timer:
+            gathering.timer.cancel()
+            self._end(gathering.claim, [_Ended(each, None, gathering.claim.probe) for each in gathering.members])
 
     def _spawn(self, coroutine: Any) -> None:
         task = asyncio.create_task(coroutine)
@@ -504,32 +585,41 @@ class Dispatcher:
 
     async def _resolve_and_deliver(self, wanted: _Claim, batch: Sequence[Delivery], expires: float) -> None:
         """References are followed at each use: a token that was rotated is used at once."""
-        flow, now = wanted.target.flow, self._clock()
-        judgement = None
+        now = self._clock()
+        resolved = await self._resolve(wanted.target.flow)
+        for delivery in batch:
+            if isinstance(resolved, Resolved):
+                self._spawn(self._deliver_on(_Ready(wanted, delivery, resolved, expires)))
+            else:
+                settlement = self._conclude(wanted, delivery, resolved, now, None) if resolved else None
+                self._end(wanted, [_Ended(delivery, settlement, wanted.probe)])
+
+    async def _resolve(self, flow: Flow) -> Resolved | Judgement | None:
+        """With references followed, or why that failed; None when it is not the flow's fault."""
         try:
-            resolved = await resolve(flow, self._resolver)
+            return await resolve(flow, self._resolver)
         except (asyncio.CancelledError, StoreError):  # the database's trouble is not the flow's
-            pass
+            return None
         except WatcherError as error:
-            judgement = Judgement(Verdict.TARGET, str(error))
+            return Judgement(Verdict.TARGET, str(error))
         except Exception as error:
             log.error("delivery.error", flow=flow.name, exc_info=True)
-            judgement = Judgement(Verdict.PASSING, f"{type(error).__name__} while following the flow's references")
-        else:
-            for delivery in batch:
-                self._spawn(self._deliver(wanted, delivery, resolved, expires))
-            return
-        for delivery in batch:
-            settlement = self._conclude(wanted, delivery, judgement, now, None) if judgement else None
-            self._end(wanted, _Ended(delivery, settlement, wanted.probe))
+            return Judgement(Verdict.PASSING, f"{type(error).__name__} while following the flow's references")
 
-    async def _deliver(self, wanted: _Claim, delivery: Delivery, resolved: Resolved, expires: float) -> None:
+    async def _deliver_on(self, ready: _Ready | None) -> None:
+        """Deliver one after another, for as long as there is something ready: a task for each would cost more."""
+        while ready:
+            await self._deliver(ready)
+            ready = self._next(ready.claim.target)
+
+    async def _deliver(self, ready: _Ready) -> None:
         """Send one delivery and note how it ended. Never raises: what is not known is tried again."""
-        started_at, begun = self._clock(), time.monotonic()
+        wanted, delivery, started_at, begun = ready.claim, ready.delivery, self._clock(), time.monotonic()
         settlement = None
         try:
-            if begun < expires:  # else this process was asleep past its lease, and others may be sending
-                judgement, response = await self._attempt(wanted.target, delivery, resolved, started_at)
+            if begun < ready.expires:  # else this process was asleep past its lease, and others may be sending
+                judgement, response = await wanted.target.courier.attempt(delivery, ready.resolved, started_at)
+                self._mind(wanted.target, judgement, response)
                 settlement = self._conclude(wanted, delivery, judgement, started_at, response)
                 metrics.delivery_seconds.observe(time.monotonic() - begun)
         except asyncio.CancelledError:
@@ -538,39 +628,38 @@ class Dispatcher:
             log.error("delivery.error", flow=delivery.flow, delivery=delivery.id, exc_info=True)
             judgement = Judgement(Verdict.PASSING, f"{type(error).__name__} while sending")
             settlement = self._conclude(wanted, delivery, judgement, started_at, None)
-        self._end(wanted, _Ended(delivery, settlement, wanted.probe))
+        self._end(wanted, [_Ended(delivery, settlement, wanted.probe)])
 
-    async def _attempt(
-        self, target: _Target, delivery: Delivery, resolved: Resolved, now: datetime
-    ) -> tuple[Judgement, Response | None]:
-        flow, preset = target.flow, target.preset
+    async def _deliver_together(self, gathering: _Gathering) -> None:
+        """Send deliveries in one request and note how each of them ended. Never raises."""
+        wanted, members, started_at, begun = gathering.claim, gathering.members, self._clock(), time.monotonic()
+        settled: dict[int, Settlement] = {}
         try:
-            request = preset.request(flow, delivery, resolved, now)
-        except DeliveryError as error:
-            return Judgement(Verdict.ITEM, str(error)), None
-        except ValueError as error:  # a signing secret that cannot sign
-            return Judgement(Verdict.TARGET, str(error)), None
-        failpoint("before_send")
-        try:
-            response = await self._send(flow, request)
-        except DeliveryError as error:
-            return Judgement(blame(error), str(error)), None
-        failpoint("after_send")
-        judgement = preset.judge(flow, delivery, resolved, response, self._clock())
-        if judgement.look_up and preset.judge_look_up:
-            try:
-                found = await self._send(flow, judgement.look_up)
-            except DeliveryError as error:
-                return Judgement(Verdict.PASSING, f"{judgement.note}; cannot be looked up: {error}"), response
-            judgement = preset.judge_look_up(flow, delivery, response, found)
-        if response.status == 429 and judgement.retry_after:
+            resolved = wanted.target.resolved or await self._resolve(wanted.target.flow)
+            if isinstance(resolved, Resolved):
+                tried = await wanted.target.courier.attempt_many(members, resolved, started_at, gathering.expires)
+            else:
+                tried = [Tried(each, resolved) for each in members]
+            for each in tried:
+                if each.judgement:
+                    self._mind(wanted.target, each.judgement, each.response)
+                    settled[each.delivery.seq] = self._conclude(
+                        wanted, each.delivery, each.judgement, started_at, each.response
+                    )
+        except asyncio.CancelledError:
+            pass
+        except Exception as error:
+            log.error("delivery.error", flow=wanted.target.flow.name, exc_info=True)
+            judgement = Judgement(Verdict.PASSING, f"{type(error).__name__} while sending")
+            settled = {each.seq: self._conclude(wanted, each, judgement, started_at, None) for each in members}
+        metrics.delivery_seconds.observe(time.monotonic() - begun)
+        self._end(wanted, [_Ended(each, settled.get(each.seq), wanted.probe) for each in members])
+
+    def _mind(self, target: _Target, judgement: Judgement, response: Response | None) -> None:
+        """Leave a flow alone that says that it is too busy."""
+        if response and response.status == 429 and judgement.retry_after:
             target.closed_until = time.monotonic() + min(judgement.retry_after, BUSY_PAUSE)
-        return judgement, response
-
-    async def _send(self, flow: Flow, request: Request) -> Response:
-        return await self._sender.send(
-            request, timeout=flow.timeout, private_addresses=flow.private_addresses, trust_env=flow.trust_env
-        )
+            self._give_back(target)
 
     def _conclude(
         self, wanted: _Claim, delivery: Delivery, judgement: Judgement, started_at: datetime, response: Response | None
@@ -592,12 +681,14 @@ class Dispatcher:
             response=response,
         )
 
-    def _end(self, wanted: _Claim, ended: _Ended) -> None:
-        """Outcomes are settled together: when half of what was in flight has ended, or after a short while."""
-        self._flying[ended.delivery.flow] -= 1
-        if ended.probe:
+    def _end(self, wanted: _Claim, ended: Sequence[_Ended]) -> None:
+        """One request ended. Outcomes are settled together: when half of what was in flight has ended, or after a short
+        while."""
+        self._flying[wanted.target.flow.name] -= 1
+        wanted.target.ended += 1
+        if wanted.probe:
             wanted.target.probing = False
-        self._ended.append(ended)
+        self._ended += ended
         if len(self._ended) >= self.in_flight:
             self._event.set()
         elif self._flush is None:
@@ -608,49 +699,21 @@ class Dispatcher:
         self._event.set()
 
 
-def blame(error: DeliveryError) -> Verdict:
-    """Whose fault it is that a request could not be sent."""
-    return Verdict.PASSING if error.kind in ("refused", "timeout", "reset") else Verdict.TARGET
+def _ahead(target: _Target) -> int:
+    """How many deliveries to claim beyond what can start, so that a request never waits for a commit.
+
+    As many as ended since the last claim: a slow flow holds nothing that others, or the next process, could send.
+    """
+    if target.held or target.window or target.flow.batch or target.resolved is None:
+        return 0
+    return min(target.ended, target.flow.at_once) - len(target.ready)
 
 
-async def resolve(flow: Flow, resolver: Resolver) -> Resolved:
-    """The flow with its references followed. Raises WatcherError, without a secret in it, when one leads nowhere."""
-
-    async def follow(value: Any) -> Any:
-        return await resolver.text(value) if _is_reference(value) else value
-
-    settings = {name: await follow(value) for name, value in flow.settings.items()}
-    return _build(
-        flow,
-        url=await follow(flow.url),
-        token=await follow(flow.token),
-        secrets=tuple([await follow(secret) for secret in flow.secrets]),
-        headers={name: await follow(text) for name, text in flow.headers.items() if _is_reference(text)},
-        settings=settings,
-    )
-
-
-def _resolved_for_good(flow: Flow) -> Resolved | None:
-    """None when there is something to follow, or to complain about, at each use."""
-    values = [flow.url, flow.token, *flow.secrets, *flow.headers.values(), *flow.settings.values()]
-    if any(_is_reference(value) for value in values):
-        return None
-    try:
-        return _build(flow, url=flow.url, token=flow.token, secrets=flow.secrets, settings=dict(flow.settings))
-    except DeliveryError:
-        return None
-
-
-def _build(flow: Flow, *, settings: Mapping[str, Any], **values: Any) -> Resolved:
-    try:
-        return Resolved(settings=presets[flow.preset].settings.model_validate(settings), **values)
-    except ValidationError as error:
-        wrong = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
-        raise DeliveryError(f"flows.{flow.name}: {wrong}") from None
-
-
-def _is_reference(value: Any) -> bool:
-    return isinstance(value, str) and value.startswith(("$var:", "$res:", "$env:", "$file:"))
+def _members(target: _Target) -> int:
+    """How many deliveries the next request of a batch still takes; none for a flow that gets them one by one."""
+    if target.flow.batch is None or target.held:
+        return 0
+    return target.flow.batch.size - (len(target.gathering.members) if target.gathering else 0)
 
 
 def _masked(body: bytes) -> bytes:
