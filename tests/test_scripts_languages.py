@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.scripts import FakeHost, alive, noted, until, write
 from watcher.errors import TriggerError
-from watcher.scripts import Call, Scripts, typescript
+from watcher.scripts import Call, Scripts, engines
 from watcher.scripts.signature import signature
 from watcher.values import ScriptSettings
 
@@ -205,10 +205,42 @@ async def test_an_import_that_does_not_exist_is_told_at_the_check(scripts: Scrip
 async def test_without_deno_the_check_says_what_to_install(
     scripts: Scripts, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(typescript, "find_deno", lambda: None)
+    monkeypatch.setattr(engines, "find", lambda name: None)
     script = write(tmp_path, "export function main() { return []; }", "watch.ts")
     with pytest.raises(TriggerError, match=r"install change-watcher\[typescript\]"):
         await scripts.describe(script)
+
+
+@pytest.mark.skipif(engines.find("bun") is None, reason="there is no bun here")
+async def test_bun_runs_what_asks_for_it(scripts: Scripts, tmp_path: Path) -> None:
+    script = write(
+        tmp_path,
+        """
+        import { getState } from "windmill-client";
+        export async function main(n: number) {
+          console.log("hi");
+          return [{ id: n, what: typeof getState, bun: !!Bun }];
+        }
+        """,
+        "watch.bun.ts",
+    )
+    listing = await scripts.call(Call(script, {"n": 7}, timeout=SECONDS), FakeHost())
+    assert listing.entries[0].item == {"id": 7, "what": "function", "bun": True}
+    assert "hi" in listing.logs
+
+
+@pytest.mark.parametrize(
+    ("imported", "package"),
+    [
+        ("lodash", ("lodash", "*")),
+        ("lodash@4.17", ("lodash", "4.17")),
+        ("lodash/fp", ("lodash", "*")),
+        ("@scope/name@1.2/inside", ("@scope/name", "1.2")),
+        ("@scope/name/inside", ("@scope/name", "*")),
+    ],
+)
+def test_the_package_of_an_import(imported: str, package: tuple[str, str]) -> None:
+    assert engines._package(imported) == package
 
 
 async def test_a_step_in_typescript_takes_the_whole_value(scripts: Scripts, tmp_path: Path) -> None:

@@ -113,8 +113,10 @@ def _clock() -> Finding:
 
 
 def _tools() -> Iterator[Finding]:
+    from watcher.scripts.engines import find
+
     for name, use in (("uv", "scripts with dependencies of their own"), ("deno", "scripts in TypeScript")):
-        path = shutil.which(name)
+        path = find(name)
         yield ok(name, path) if path else ok(name, f"not found, needed only for {use}")
 
 

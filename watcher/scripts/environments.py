@@ -16,12 +16,14 @@ from pathlib import Path
 from watcher.errors import TriggerError
 from watcher.scripts.command import Command
 from watcher.scripts.dependencies import Needs, metadata, needs
+from watcher.scripts.engines import find
 from watcher.scripts.loading import Version, read, version
 from watcher.scripts.process import HARMLESS
 
 TIME_TO_MAKE = 900.0  # seconds, for all that uv does for one environment
 MEMORY = 8 << 30  # bytes for uv and the compilers that it may start
-UNUSED = 30 * 86400  # seconds after which an environment that nobody used is removed
+DAY = 86400.0  # seconds
+UNUSED = 30 * DAY  # seconds after which an environment that nobody used is removed
 _READY = "ready"  # a file in an environment that is complete; its time is that of the last use
 _PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY")
 
@@ -140,15 +142,17 @@ def find_uv() -> str | None:
         from uv import find_uv_bin
 
         return str(find_uv_bin())
-    return shutil.which("uv")
+    return find("uv")
 
 
 def _in_use(python: str) -> bool:
     """Whether an interpreter is still there; if so, its environment counts as used today."""
     if python == sys.executable:
         return True
+    ready = Path(python).parent.parent.parent / _READY
     try:
-        os.utime(Path(python).parent.parent.parent / _READY)
+        if ready.stat().st_mtime < time.time() - DAY:
+            os.utime(ready)
     except OSError:
         return False
     return True

@@ -1,4 +1,4 @@
-"""TypeScript and JavaScript by deno, or by bun where there is no deno: an exported main, npm packages from a lock."""
+"""TypeScript and JavaScript: an exported main, called by deno or bun in a process of its own for each run."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 import secrets
-import shutil
-import sysconfig
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -20,19 +18,18 @@ from watcher.errors import TriggerError
 from watcher.ids import canonical
 from watcher.scripts import command, found, plain
 from watcher.scripts.calls import Call, Described
-from watcher.scripts.command import Command, Ran
+from watcher.scripts.command import Ran
+from watcher.scripts.engines import Engine, engine
 from watcher.scripts.loading import Version, version
 from watcher.scripts.marks import mark
 from watcher.scripts.pool import Pool
-from watcher.scripts.process import HARMLESS
 from watcher.scripts.signature import Signature, imported, signature
 from watcher.trigger import Marked
 from watcher.values import Json, Label, Listing, ScriptSettings, StepResult
 
 SUFFIXES = (".ts", ".mts", ".tsx", ".js", ".mjs", ".jsx")
-RUNTIME = 160 * 1024 * 1024  # bytes that deno itself takes, above a script's memory limit
+RUNTIME = 160 * 1024 * 1024  # bytes that an engine itself takes, above a script's memory limit
 LOGS = 1024 * 1024  # bytes that a script may write to its standard output beside its result
-TIME_TO_CACHE = 600.0  # seconds for fetching a script's packages, once
 FILES = 1000  # that one script may import of its own
 SINCE = "since"
 
@@ -45,7 +42,10 @@ _BUILT_IN = (  # modules of Node
 # Whatever the script prints goes to the log; the result follows a mark that it cannot know beforehand.
 _RUNNER = """
 import * as script from {script};
-const text = await new Response(Deno.stdin.readable).text();
+import {{ writeSync }} from "node:fs";
+import process from "node:process";
+const deno = globalThis.Deno;
+const text = await new Response(deno ? deno.stdin.readable : Bun.stdin.stream()).text();
 const {{ given, mark }} = JSON.parse(text);
 for (const name of ["log", "info", "debug", "dir", "table"]) console[name] = console.error;
 const answer = {{}};
@@ -68,8 +68,11 @@ try {{
 }}
 const tail = answer.error ? JSON.stringify({{ error: answer.error }}) : `{{"result":${{answer.text}}}}`;
 const bytes = new TextEncoder().encode(mark + tail);
-for (let at = 0; at < bytes.length;) at += Deno.stdout.writeSync(bytes.subarray(at));
-Deno.exit(0);
+for (let at = 0; at < bytes.length;) {{
+  const part = bytes.subarray(at);
+  at += deno ? deno.stdout.writeSync(part) : writeSync(1, part);
+}}
+process.exit(0);
 """
 
 
@@ -81,6 +84,7 @@ class Loaded:
     signature: Signature
     marked: Marked
     folder: Path
+    engine: Engine
 
 
 class TypeScript:
@@ -136,7 +140,13 @@ class TypeScript:
         most = self._settings.max_result + LOGS
         try:
             ran = await command.run(
-                call, self._pool, self._command(call, loaded), order, most=most, env=self._env(), allowance=RUNTIME
+                call,
+                self._pool,
+                loaded.engine.command(call, loaded.folder),
+                order,
+                most=most,
+                env=loaded.engine.env(),
+                allowance=RUNTIME,
             )
         except TriggerError as error:
             if error.kind == "crashed" and "out of memory" in error.logs:
@@ -153,22 +163,6 @@ class TypeScript:
             f"{raised['name']}: {str(raised['message'])[:500]}", detail=str(raised["stack"] or "")[:8192], logs=logs
         )
 
-    def _command(self, call: Call, loaded: Loaded) -> list[str]:
-        readable = [str(call.script.parent), *([str(call.cwd / "shared"), str(call.cwd)] if call.cwd else [])]
-        writable = [str(call.cwd / "shared")] if call.cwd else []
-        heap = max(16, call.memory_limit // (1024 * 1024))
-        return [
-            *_deno(call.script.name), "run", "--quiet", "--no-prompt", "--cached-only", "--frozen", *_options(loaded),
-            f"--v8-flags=--max-old-space-size={heap}",
-            "--allow-net", "--allow-env",  # the environment holds nothing but what the script may see
-            f"--allow-read={','.join(map(_comma, readable))}",
-            *([f"--allow-write={','.join(map(_comma, writable))}"] if writable else []),
-            str(loaded.folder / "run.mjs"),
-        ]  # fmt: skip
-
-    def _env(self) -> dict[str, str]:
-        return {"DENO_DIR": str(self._folder / "deno"), "DENO_NO_UPDATE_CHECK": "1", "NO_COLOR": "1"}
-
     # --- loading
 
     async def _load(self, script: Path) -> Loaded:
@@ -182,7 +176,7 @@ class TypeScript:
     async def _fetch(self, script: Path) -> Loaded:
         from watcher import log
 
-        deno = _deno(script.name)
+        runs = engine(script, self._folder)
         files = dict(_files(script))
         versions = tuple((path, version(path)) for path in files)
         text = files[script]
@@ -190,13 +184,12 @@ class TypeScript:
         names = {name for path, content in files.items() for name in imported(content, path.name)}
         imports = dict(sorted(_mapped(names)))
         folder = self._folder / "typescript" / _digest(script, imports)
-        loaded = Loaded(versions, read, mark(text, script.name), folder)
-        await asyncio.to_thread(_prepare, folder, script, imports)
+        loaded = Loaded(versions, read, mark(text, script.name), folder, runs)
+        await asyncio.to_thread(_prepare, folder, script)
         if imports and not (folder / "ready").exists():
             log.get("scripts").info("packages.fetching", script=script.name, packages=sorted(imports.values()))
         began = time.monotonic()
-        offline = (folder / "deno.lock").exists() and not await self._cache(deno, loaded, "--cached-only", "--frozen")
-        if not offline and (said := await self._cache(deno, loaded)):
+        if said := await runs.fetch(folder, imports):
             first = next((line for line in said.splitlines() if line.startswith("error")), said)
             message = first.removeprefix("error: ")[:500]
             raise TriggerError(
@@ -207,53 +200,6 @@ class TypeScript:
             log.get("scripts").info("packages.ready", script=script.name, seconds=seconds)
         (folder / "ready").touch()
         return loaded
-
-    async def _cache(self, deno: list[str], loaded: Loaded, *more: str) -> str:
-        """Fetch all that a script imports. What deno says if it cannot be had; the empty text if it is there."""
-        kept = {name: os.environ[name] for name in (*HARMLESS, *_NETWORK) if name in os.environ}
-        process = await Command.start(
-            [*deno, "cache", "--quiet", *_options(loaded), *more, str(loaded.folder / "run.mjs")],
-            memory=4 << 30, cpu=TIME_TO_CACHE, env={"PATH": os.defpath, **kept, **self._env()}, cwd=loaded.folder,
-        )  # fmt: skip
-        try:
-            async with asyncio.timeout(TIME_TO_CACHE):
-                await process.talk(b"", 1 << 20)
-        except TimeoutError:
-            pass
-        finally:
-            how = await process.kill()
-        return "" if how == "exited 0" else process.logs().strip() or how
-
-
-_NETWORK = ("HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "http_proxy", "https_proxy", "no_proxy",
-            "NPM_CONFIG_REGISTRY", "DENO_CERT", "DENO_TLS_CA_STORE", "NODE_EXTRA_CA_CERTS")  # fmt: skip
-
-
-def find_deno() -> str | None:
-    """The deno of the package, else one on the PATH."""
-    beside = Path(sysconfig.get_path("scripts")) / "deno"
-    return str(beside) if beside.is_file() else shutil.which("deno")
-
-
-def _deno(name: str) -> list[str]:
-    deno = find_deno()
-    if deno is None:
-        raise TriggerError(
-            f"{name} is run by deno, and there is none: install change-watcher[typescript], or deno itself",
-            kind="missing",
-        )
-    return [deno]
-
-
-def _options(loaded: Loaded) -> list[str]:
-    return [
-        "--no-config", "--node-modules-dir=none",
-        f"--import-map={loaded.folder / 'imports.json'}", f"--lock={loaded.folder / 'deno.lock'}",
-    ]  # fmt: skip
-
-
-def _comma(path: str) -> str:
-    return path.replace(",", ",,")
 
 
 def _label(loaded: Loaded) -> Label:
@@ -299,9 +245,8 @@ def _digest(script: Path, imports: Mapping[str, str]) -> str:
     return hashlib.sha256(canonical([str(script), dict(imports)])).hexdigest()[:20]
 
 
-def _prepare(folder: Path, script: Path, imports: Mapping[str, str]) -> None:
+def _prepare(folder: Path, script: Path) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    (folder / "imports.json").write_text(json.dumps({"imports": dict(imports)}), encoding="utf-8")
     (folder / "run.mjs").write_text(_RUNNER.format(script=json.dumps(script.as_uri())), encoding="utf-8")
 
 
