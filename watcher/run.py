@@ -295,6 +295,8 @@ class Runner:
             looked = await self._look(watcher, before, started, recording)
         except Damaged as error:
             return await self._quarantine_damaged(watcher, error, started, tick_at)
+        except Conflict as error:
+            return await self._lose(RunRecord(name, "conflict", started, self._clock(), tick_at, error=str(error)))
         except StoreError:
             raise
         except WatcherError as error:
@@ -389,7 +391,12 @@ class Runner:
         with self._sessions.open(session) as token:
             if not self._scripts.in_loop(call.script):
                 call = replace(call, env=await self._sessions.environment(session, token, call.workspace))
-            listing = await self._scripts.call(call, host)
+            try:
+                listing = await self._scripts.call(call, host)
+            except TriggerError as error:
+                if session.over:  # what it wrote was refused, and that is what it failed of
+                    raise Conflict(f"watchers.{session.path}: another run was committed meanwhile") from error
+                raise
             own, others = session.taken()
         return (listing if own is UNSET else replace(listing, state=own)), others
 
@@ -539,10 +546,7 @@ class Runner:
             self._db.write(lambda tx: runs.commit(tx, proposal)), self.flush(), return_exceptions=True
         )
         if isinstance(done, Conflict):
-            lost = replace(record, outcome="conflict", error=str(done), counts={})
-            await self._db.write(lambda tx: runs.record(tx, lost))
-            _log.warning("run.conflict", watcher=name, error=str(done))
-            return lost
+            return await self._lose(replace(record, outcome="conflict", error=str(done), counts={}))
         if isinstance(done, BaseException):
             raise done
         failpoint("after_commit")
@@ -558,6 +562,12 @@ class Runner:
         )  # fmt: skip
         if record.gap:
             _log.warning("run.gap", watcher=name, gap=record.gap)
+        return record
+
+    async def _lose(self, record: RunRecord) -> RunRecord:
+        """Note a run that another one was faster than."""
+        await self._db.write(lambda tx: runs.record(tx, record))
+        _log.warning("run.conflict", watcher=record.watcher, error=record.error)
         return record
 
     async def _be_quiet(self, looked: _Looked, tick_at: datetime | None) -> RunRecord:
