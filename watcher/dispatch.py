@@ -18,8 +18,6 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy.ext.asyncio import AsyncConnection
-
 from watcher import log as logs
 from watcher import metrics
 from watcher.errors import StoreError, WatcherError
@@ -29,7 +27,7 @@ from watcher.flows.hours import opens_in
 from watcher.flows.preset import Resolved
 from watcher.flows.retry import MAX_ANSWER, Window, conclude, probe_after
 from watcher.store import deliveries, flows
-from watcher.store.db import Database
+from watcher.store.db import Database, Tx
 from watcher.values import Config, Delivery, Flow, Judgement, Response, Settlement, Verdict
 
 log = logs.get("dispatch")
@@ -277,7 +275,7 @@ class Dispatcher:
         if turn.settlements:
             failpoint("after_settle")
 
-    async def _exchange(self, tx: AsyncConnection, turn: _Turn, now: datetime) -> _Done:
+    async def _exchange(self, tx: Tx, turn: _Turn, now: datetime) -> _Done:
         """Settle first: what that lets go can be claimed in the same breath."""
         done = _Done()
         if turn.settlements:
@@ -377,7 +375,7 @@ class Dispatcher:
         if not gone and not back:
             return
 
-        async def write(tx: AsyncConnection) -> None:
+        async def write(tx: Tx) -> None:
             for name in gone:
                 await flows.hold(tx, name, NO_SUCH_FLOW, None, now)
             for name in back:
