@@ -190,6 +190,19 @@ async def test_another_installation_of_watcher_is_not_the_one_that_a_worker_load
     assert Path(listing.entries[0].item["id"]).parent == Path(environments.__file__).parent.parent
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give something away")
+async def test_what_root_made_belongs_to_the_service_s_user(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    os.chown(data, 12345, 12345)
+    found = Scripts(ScriptSettings(workers=1), data=data)
+    try:
+        await found.describe(write(tmp_path, "# /// script\n# dependencies = []\n# ///\ndef main(): return []\n"))
+    finally:
+        await found.close()
+    assert {path.lstat().st_uid for path in data.rglob("*")} == {12345}
+
+
 def data_of(scripts: Scripts) -> Path:
     return scripts._environments._folder.parent
 

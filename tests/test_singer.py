@@ -122,6 +122,22 @@ async def test_a_catalog_with_a_selection_is_passed_on(scripts: Scripts, tmp_pat
     assert json.dumps(catalog) in (tmp_path / "called").read_text()
 
 
+async def test_streams_are_selected_of_those_that_the_tap_discovers(scripts: Scripts, tmp_path: Path) -> None:
+    there = {"streams": [{"tap_stream_id": "a", "schema": {}}, {"stream": "b", "schema": {}, "metadata": []}]}
+    program = Path(tap(tmp_path, record("a", x=1)))
+    said = program.read_text()
+    program.write_text(
+        said.replace("#!/bin/sh\n", f"#!/bin/sh\n[ \"$3\" = --discover ] && echo '{json.dumps(there)}' && exit\n")
+    )
+    listing = await scripts.call(Call(SINGER, {"tap": str(program), "streams": ["a"]}), FakeHost())
+    assert len(listing.entries) == 1
+    catalog = json.loads((tmp_path / "called").read_text().partition("--catalog ")[2].splitlines()[0])
+    chosen = [stream["metadata"][0]["metadata"]["selected"] for stream in catalog["streams"]]
+    assert chosen == [True, False]
+    with pytest.raises(TriggerError, match="the tap has no stream c: it has a, b"):
+        await scripts.call(Call(SINGER, {"tap": str(program), "streams": ["c"]}), FakeHost())
+
+
 async def test_a_tap_that_is_nowhere_is_an_error(scripts: Scripts) -> None:
     with pytest.raises(TriggerError, match="FileNotFoundError"):
         await scripts.call(Call(SINGER, {"tap": "tap-nowhere"}), FakeHost())

@@ -90,6 +90,7 @@ class Environments:
         (folder / _READY).touch()
         logger.info("environment.ready", script=what, seconds=round(time.monotonic() - began, 1))
         await asyncio.to_thread(_sweep, folder.parent, time.time() - UNUSED)
+        await asyncio.to_thread(hand_over, self._folder)
 
     async def _try(self, uv: str, folder: Path, wanted: Needs) -> bool:
         """Whether what is in uv's cache is enough."""
@@ -134,6 +135,18 @@ class Environments:
         }
         ours = {"UV_CACHE_DIR": str(self._folder / "uv"), "UV_PYTHON_DOWNLOADS": "never"}
         return {"PATH": os.defpath, **kept, **ours}
+
+
+def hand_over(folder: Path) -> None:
+    """Give what root made (`watcher check`, run by an administrator) to whom the directory above belongs."""
+    if os.geteuid() != 0:
+        return
+    owner = folder.parent.stat()
+    if owner.st_uid == 0:
+        return
+    for path in (folder, *folder.rglob("*")):
+        with suppress(OSError):
+            os.lchown(path, owner.st_uid, owner.st_gid)
 
 
 def find_uv() -> str | None:

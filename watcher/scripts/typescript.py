@@ -20,6 +20,7 @@ from watcher.scripts import command, found, plain
 from watcher.scripts.calls import Call, Described
 from watcher.scripts.command import Ran
 from watcher.scripts.engines import Engine, engine
+from watcher.scripts.environments import hand_over
 from watcher.scripts.loading import Version, version
 from watcher.scripts.marks import mark
 from watcher.scripts.pool import Pool
@@ -199,6 +200,7 @@ class TypeScript:
             seconds = round(time.monotonic() - began, 1)
             log.get("scripts").info("packages.ready", script=script.name, seconds=seconds)
         (folder / "ready").touch()
+        await asyncio.to_thread(hand_over, self._folder)
         return loaded
 
 
