@@ -57,6 +57,7 @@ class Engine:
     version: ClassVar[str]
     idempotent: ClassVar[bool] = True
     rate: ClassVar[str] = ""
+    at_once: ClassVar[int] = 8
 
     def __init__(self, where: Path) -> None:
         self.where = where
@@ -150,6 +151,7 @@ class Engine:
 class Prefect(Engine):
     name = "prefect"
     version = "3.8.8"
+    at_once = 2  # on SQLite, more requests that write at once than this are answered 503
 
     def environment(self) -> dict[str, str]:
         return super().environment() | {
