@@ -10,6 +10,7 @@ NAMES = (
     "after_fetch", "after_diff", "before_begin", "after_state_write", "mid_outbox", "before_commit", "after_commit",
     "after_claim", "before_send", "after_send", "before_settle", "after_settle", "lease_release",
     "mid_migration", "mid_checkpoint", "mid_reload",
+    "key_written", "key_in_use",
 )  # fmt: skip
 
 

@@ -16,8 +16,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from watcher import config as configuration
+from watcher import resource_types
 from watcher.config import units
-from watcher.errors import ConfigError, StoreError, TriggerError, WatcherError
+from watcher.errors import ConfigError, SecretError, StoreError, TriggerError, WatcherError
+from watcher.failpoint import failpoint
 from watcher.log import mask
 from watcher.store import audit
 from watcher.store import deliveries as delivery_store
@@ -34,7 +36,7 @@ from watcher.values import UNSET, Config, Json, Memory, RunRecord
 if TYPE_CHECKING:
     from watcher.run import Plan, Runner
     from watcher.secrets import Key
-    from watcher.store.db import Database
+    from watcher.store.db import Database, Tx
 
 TOKEN_PREFIX = "wtc_"  # noqa: S105  (what a token starts with, so that leaked ones can be recognised)
 
@@ -622,9 +624,14 @@ async def resource_get(op: Operator, path: str) -> Json:
 
 @_verb
 async def resource_set(op: Operator, path: str, type: str, value: Json, description: str = "") -> Json:
-    """Create or replace a resource."""
+    """Create or replace a resource. Raises Unfit when its type is known and the value is none of it."""
     if path in op.config().resources:
         raise Unsuited(f"{path} is set in the configuration file, which goes first: change it there")
+    async with op.db.read() as tx:
+        own = await resource_store.get_type(tx, type)
+    known = resource_types.SHIPPED.get(type) or (own and (own.description, own.json_schema))
+    if known:
+        resource_types.check(type, known[1], value)
     now = op.clock()
     version = await op.db.write(
         lambda tx: resource_store.put(tx, path, type, value, now, description=description, by="operator")
@@ -675,6 +682,41 @@ async def token_revoke(op: Operator, prefix: str) -> Json:
     await op.db.write(lambda tx: token_store.delete(tx, rows[0].prefix))
     await _note(op, "token.revoke", rows[0].prefix, rows[0].label)
     return {"revoked": rows[0].prefix, "label": rows[0].label}
+
+
+async def rotate_key(db: Database, environ: Mapping[str, str], file: Path | None, now: datetime) -> Json:
+    """Encrypt every secret anew. At each moment the key file opens every stored secret, so a crash loses none.
+
+    A file with one key gets a new first line, the secrets are encrypted with that in one transaction, and then the
+    old line goes. A file with several lines is a rotation that was not finished (or a key that was added by hand):
+    it is finished. Raises SecretError.
+    """
+    from watcher import secrets
+
+    ours = file is not None and not secrets.from_elsewhere(environ)
+    if ours and file is not None and len(lines := secrets.lines_of(file)) == 1:
+        secrets.load_key(environ, file)  # nothing is written beside what is no key
+        secrets.write_keys(file, [secrets.new_key(), *lines])
+    failpoint("key_written")
+    key = secrets.load_key(environ, file)
+    if key is None:
+        raise SecretError("there is no key to change: `watcher secret new-key` makes the first one")
+    count, encrypted = await db.write(lambda tx: _encrypt_anew(tx, key, now))
+    failpoint("key_in_use")
+    if ours and file is not None:
+        secrets.write_keys(file, secrets.lines_of(file)[:1])
+    old = [] if ours else [name for name in key.keys if name != key.current]
+    return {"key": key.current, "secrets": count, "encrypted": encrypted, "old_keys": old}
+
+
+async def _encrypt_anew(tx: Tx, key: Key, now: datetime) -> tuple[int, int]:
+    found = [row for row in await variable_store.list(tx) if row.is_secret]
+    old = [row for row in found if not row.value.startswith(f"v1:{key.current}:")]
+    for row in old:
+        sealed = key.encrypt(row.path, key.decrypt(row.path, row.value))
+        await variable_store.put(tx, row.path, sealed, row.edited_at, is_secret=True, description=row.description)
+    await audit.note(tx, "secret.rotate", key.current, now, actor="operator", note=f"{len(old)} encrypted anew")
+    return len(found), len(old)
 
 
 def _key(op: Operator) -> Key:

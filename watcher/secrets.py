@@ -6,7 +6,7 @@ import base64
 import binascii
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,6 +86,39 @@ def require(key: Key | None, stored: Mapping[str, str]) -> None:
                 "secret_key_file, or in WATCHER_SECRET_KEY"
             )
         key.decrypt(path, value)
+
+
+def from_elsewhere(environ: Mapping[str, str]) -> bool:
+    """Whether the key comes as a systemd credential, which stands before ``secret_key_file``."""
+    credentials = environ.get("CREDENTIALS_DIRECTORY")
+    return bool(credentials) and (Path(credentials or "") / CREDENTIAL).exists()
+
+
+def write_keys(file: Path, lines: Sequence[str]) -> None:
+    """Replace a key file, whole or not at all, on the disk before this returns. Raises SecretError."""
+    part = file.with_name(f"{file.name}.{os.getpid()}.part")
+    try:
+        status = file.stat()
+        with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as out:
+            if os.geteuid() == 0:
+                os.fchown(out.fileno(), status.st_uid, status.st_gid)
+            out.write("".join(f"{line}\n" for line in lines))
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(file)
+        folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise SecretError(f"{file}: the key cannot be written: {error.strerror}") from error
+
+
+def lines_of(file: Path) -> list[str]:
+    """The keys of a file, as they are written there. Raises SecretError."""
+    return _read(file).split()
 
 
 def new_key() -> str:

@@ -125,6 +125,7 @@ flow = "sink"
 timeout = "100s"
 [watchers.plain]
 trigger = "./plain.py"
+first_run = "all"
 cron = "0 0 29 2 *"
 flow = "sink"
 [resources."u/admin/fixed"]

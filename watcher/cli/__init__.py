@@ -37,6 +37,7 @@ VERBS = {
     "variable": ("settings", "Named strings at a path, maybe secret"),
     "resource": ("settings", "Typed JSON objects at a path"),
     "token": ("settings", "Tokens for the HTTP API"),
+    "secret": ("secret", "The key of secret variables: make one, change it"),
     "doctor": ("service", "Look for whatever would keep watcher from working"),
     "reload": ("service", "Let the running service read its configuration"),
     "backup": ("data", "Write a consistent copy of the database"),
