@@ -100,6 +100,7 @@ class Flow:
     secrets: tuple[str, ...] = ()  # Standard Webhooks signing secrets or references to them; all sign
     headers: Mapping[str, str] = field(default_factory=dict)  # templates
     format: Format | None = None  # None: what the preset sends by default
+    map: Json = None  # a template of what stands in the place of the item; None sends the item as it was found
     body: Json = None  # a template: any JSON shape whose strings are Jinja2; None sends `format`
     filter: str | None = None  # a Jinja2 expression over `item`, `key`, `change`, `previous`, `watcher`
     timeout: timedelta = timedelta(seconds=30)

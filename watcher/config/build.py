@@ -197,7 +197,7 @@ class Builder:
         built = values.Flow(
             name=name, preset=table.preset, url=table.url or (preset.url if preset else ""), method=table.method,
             token=table.token, secrets=tuple(table.secret or ()), headers=table.headers, format=table.format,
-            body=table.body, filter=table.filter, timeout=table.timeout, at_once=table.at_once,
+            map=table.map, body=table.body, filter=table.filter, timeout=table.timeout, at_once=table.at_once,
             rate=table.rate or (preset.rate if preset else None), order=table.order,
             hours=table.deliver_between and dataclasses.replace(table.deliver_between, timezone=table.timezone),
             batch=values.Batch(**dict(table.batch)) if table.batch else None,

@@ -298,6 +298,9 @@ class Flow(Table):
     format: Literal["envelope", "plain", "cloudevents", "cloudevents-structured"] | None = None
     """What to send: the Standard Webhooks `envelope` with type, time and data, the `plain` item, or a CloudEvent, with
     its attributes in headers or (`-structured`) around the data. The preset decides when this is left out."""
+    map: AnyJson = None
+    """A template of what is sent in the item's place, such as `{ title = "{{ item.title }}" }`; `body` and `headers`
+    then see that."""
     body: AnyJson = None
     """A template of the body: any shape, whose texts may hold `{{ item.title }}`."""
     filter: str | None = Field(default=None, min_length=1, max_length=10_000)

@@ -214,7 +214,7 @@ def is_late(loc: Loc) -> bool:
 
 def is_template(loc: Loc) -> bool:
     """Whether the text is the user's own words for an item, in which a dollar sign means nothing."""
-    return loc[0] == "flows" and len(loc) > 2 and loc[2] in ("body", "filter")
+    return loc[0] == "flows" and len(loc) > 2 and loc[2] in ("map", "body", "filter")
 
 
 def leaves(value: Any, loc: Loc = ()) -> Iterator[tuple[Loc, Any]]:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from watcher.errors import DeliveryError
 from watcher.failpoint import failpoint
-from watcher.flows import batch, presets
+from watcher.flows import batch, presets, shape
 from watcher.flows.preset import Preset, Resolved
 from watcher.log import register
 from watcher.values import Delivery, Flow, Judgement, Request, Response, Verdict
@@ -111,7 +111,7 @@ class Courier:
         unfit: list[Tried] = []
         for delivery in deliveries:
             try:
-                fit.append((delivery, batch.rendered(self.flow, delivery)))
+                fit.append((delivery, batch.rendered(self.flow, shape.mapped(self.flow, delivery))))
             except DeliveryError as error:
                 unfit.append(Tried(delivery, Judgement(Verdict.ITEM, str(error))))
         return fit, unfit
@@ -137,7 +137,7 @@ class Courier:
     ) -> tuple[Judgement, Response | None]:
         preset = self.preset
         try:
-            request = preset.request(self.flow, delivery, resolved, now)
+            request = preset.request(self.flow, shape.mapped(self.flow, delivery), resolved, now)
         except DeliveryError as error:
             return Judgement(Verdict.ITEM, str(error)), None
         except ValueError as error:  # a signing secret that cannot sign

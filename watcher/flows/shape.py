@@ -6,6 +6,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -73,6 +74,24 @@ def body(flow: Flow, delivery: Delivery) -> Json:
     return _fill(flow.body, lambda text: _rendered(f"flows.{flow.name}.body", text, names))
 
 
+def mapped(flow: Flow, delivery: Delivery) -> Delivery:
+    """The delivery with what the flow's ``map`` makes of its item in the item's place, without `previous` and `patch`.
+
+    Everything after it, body and headers too, sees the new item. Raises DeliveryError when a template fails.
+    """
+    if flow.map is None:
+        return delivery
+    names = names_of(delivery)
+    item = _fill(flow.map, lambda text: _rendered(f"flows.{flow.name}.map", text, names))
+    try:
+        payload = json.dumps({"item": item}, separators=(",", ":"), allow_nan=False).encode()
+    except ValueError as error:
+        raise DeliveryError(f"flows.{flow.name}.map gives what JSON cannot hold: {error}") from error
+    if len(payload) > MAX_OUTPUT:
+        raise DeliveryError(f"flows.{flow.name}.map gives {len(payload)} bytes; at most {MAX_OUTPUT} are sent")
+    return replace(delivery, payload=payload)
+
+
 def headers(flow: Flow, delivery: Delivery, *, but: Mapping[str, str]) -> dict[str, str]:
     """The flow's header templates, filled in, without those in ``but``, which were references and are never compiled.
 
@@ -120,12 +139,12 @@ def rfc3339(at: datetime) -> str:
 def check(flow: Flow) -> list[tuple[str, str]]:
     """Every mistake in the flow's expressions and header names, as (option, what is wrong and what to do).
 
-    The option is a path below the flow's table: ``filter``, ``body.text``, ``body.tags.0``, ``headers.X-Name``.
+    The option is a path below the flow's table: ``filter``, ``map``, ``body.text``, ``headers.X-Name``.
     """
     mistakes = []
     if flow.filter is not None:
         mistakes += [("filter", said) for said in _mistakes(flow.filter, FILTER_NAMES, expression=True)]
-    for where, text in _strings(flow.body, "body"):
+    for where, text in (*_strings(flow.map, "map"), *_strings(flow.body, "body")):
         mistakes += [(where, said) for said in _mistakes(text, TEMPLATE_NAMES)]
     for name, text in flow.headers.items():
         where = f"headers.{name}"
