@@ -215,6 +215,7 @@ class Airflow(Engine):
             "AIRFLOW__API__WORKERS": "1",
             "AIRFLOW__API__SECRET_KEY": self.secret,
             "AIRFLOW__API_AUTH__JWT_SECRET": self.secret,
+            "AIRFLOW__CORE__PARALLELISM": "2",
             "AIRFLOW__LOGGING__LOGGING_LEVEL": "WARNING",
         }
 
