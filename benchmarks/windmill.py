@@ -1,6 +1,6 @@
 """What a state costs Windmill's own Python client on loopback: get_state and set_state, median and 95th percentile.
 
-    python benchmarks/windmill.py [ROUNDS]
+python benchmarks/windmill.py [ROUNDS]
 """
 
 from __future__ import annotations
