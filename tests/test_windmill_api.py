@@ -22,10 +22,10 @@ async def here(tmp_path: Path) -> AsyncIterator[Place]:
 
 
 RESOURCES = """
-import wmill
+import re, wmill
 def failure(work):
     try: work()
-    except Exception as error: return str(error).split(": ")[-1][:5]
+    except Exception as error: return re.search(r": (\\d+), ", str(error))[1]
 wmill.set_variable("u/me/token", "s3cr3t-s3cr3t", is_secret=True)
 wmill.set_variable("u/me/plain", "one"); wmill.set_variable("u/me/plain", "two")
 wmill.set_resource(value={"token": "$var:u/me/token"}, path="u/me/github", resource_type="github")
@@ -50,7 +50,7 @@ async def test_resources_and_variables_in_python(here: Place, version: str) -> N
     assert (await python(version, RESOURCES, env)).value == [
         "s3cr3t-s3cr3t", "two", "written in the file",
         {"inner": token, "n": [{"deep": ["two"]}]}, token, {"token": "ghp_fixed_fixed"},
-        None, "404, ", "404, ", "400, ", "400, ",
+        None, "404", "404", "400", "400",
     ]  # fmt: skip
     await here.let_go()
     with closing(sqlite3.connect(here.where / "watcher.db")) as db:
@@ -118,7 +118,7 @@ show([
     "no such luck" in failure(lambda: c.wait_job(c.run_flow_async("broken"))),
     c.run_script_by_path("f/tools/double", {"n": 4}), "404" in failure(lambda: c.run_flow_async("none")),
     "404" in failure(lambda: c.wait_job("00000000-0000-0000-0000-000000000000")),
-    "404" in failure(lambda: c.run_script_by_path("f/../f/tools/double")),
+    "404" in failure(lambda: c.run_script_by_path("f/tools/none")),
     wmill.get_progress(), c.get_flow_user_state("k"), c.get_flow_user_state("none"), list(c.cancel_running()),
     c.whoami()["email"] if hasattr(c, "whoami") else c.user["email"], c.version[:7], c.create_token()[:4],
     c.get_root_job_id() == __import__("os").environ["WM_JOB_ID"],
@@ -140,10 +140,10 @@ async def test_errors_are_told_as_each_client_tells_them(here: Place) -> None:
     env = await here.job()
     wrong = {**env, "WM_TOKEN": "wtc_wrong"}
     code = """
-import wmill
+import re, wmill
 def failure(work):
     try: return work()
-    except Exception as error: return str(error).split(": ")[-1][:3]
+    except Exception as error: return re.search(r": (\\d+), ", str(error))[1]
 show([wmill.get_state(), failure(lambda: wmill.set_state(1)), failure(lambda: wmill.get_variable("u/a")),
       failure(lambda: wmill.get_resource("u/a"))])
 """

@@ -66,8 +66,11 @@ class Desk:
         async def checked(request: Request) -> Response:
             if request.path_params["workspace"] != self.config().workspace:
                 raise HTTPException(404, "there is no such workspace")
+            path = str(request.path_params.get("path", ""))
+            path = path.removeprefix("$res:").removeprefix("$var:")  # which some versions of the clients leave there
+            request.path_params["path"] = path
             if need is not None:
-                self.require(request, need.replace("{path}", request.path_params.get("path", "")))
+                self.require(request, need.replace("{path}", path))
             return await answered(endpoint(request))
 
         return Route(f"/api/w/{{workspace}}{path}", checked, methods=[*methods] or ["GET"])
@@ -162,6 +165,8 @@ def new_path(text: str) -> str:
         raise HTTPException(
             400, f"{text!r}: a path without ? # % \\ and control characters: clients would cut it there"
         )
+    if text.startswith("$"):
+        raise HTTPException(400, f"{text!r}: a path, and not a reference to one")
     if {"", ".", ".."} & {*text.split("/")}:
         raise HTTPException(400, f"{text!r}: each part of a path has a name, and . and .. are none")
     return text

@@ -257,8 +257,13 @@ async def list_(desk: Desk, request: Request) -> Response:
     }
     async with desk.db.read() as tx:
         rows = await store.list(tx, path=path, limit=_number(query.get("per_page"), 100))
+    polled = {session.path for session in desk.sessions.all() if session.kind == "watcher"}
     found: list[Json] = [
-        _described(row, config.workspace) for row in rows if not any(wanted.values()) or wanted.get(row.status)
+        _described(row, config.workspace)
+        for row in rows
+        if (not any(wanted.values()) or wanted.get(row.status))
+        # The job that asked for a run is that run: a script that cancels "the others" would cancel itself.
+        and not (row.kind == "watcher" and row.status is JobStatus.RUNNING and row.path in polled)
     ]
     known = {each["id"] for each in found}
     if query.get("running") != "false" and "success" not in query:
