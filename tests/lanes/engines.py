@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.lanes.harness import ROOT, Service, free_port, query, until
+from tests.support.postgres import Postgres
 from watcher.scripts.warden import descendants
 
 ENGINES = Path(os.environ.get("WATCHER_ENGINES") or ROOT / ".engines")
@@ -147,6 +148,9 @@ class Engine:
     def remarks(self) -> str:
         return ""
 
+    def close(self) -> None:
+        self.kill()
+
 
 class Prefect(Engine):
     name = "prefect"
@@ -193,17 +197,23 @@ with DAG("one", schedule=None, max_active_runs=64):
 
 
 class Airflow(Engine):
+    """On PostgreSQL, which is not killed: on SQLite it answers most requests with 500, the database being locked."""
+
     name = "airflow"
     version = "3.3.2"
+    at_once = 4
 
     def __init__(self, where: Path) -> None:
         super().__init__(where)
         self.password = secrets.token_hex(16)
         self.secret = secrets.token_hex(32)
+        self.postgres = Postgres()
+        self.database = ""
 
     def environment(self) -> dict[str, str]:
         return super().environment() | {
             "AIRFLOW_HOME": str(self.where / "home"),
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self.database,
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__DAGS_FOLDER": str(self.where / "dags"),
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
@@ -226,6 +236,7 @@ class Airflow(Engine):
         (self.where / "dags").mkdir()
         (self.where / "dags" / "one.py").write_text(DAG)
         (self.where / "passwords.json").write_text(json.dumps({"admin": self.password}))
+        self.database = self.postgres.create().replace("postgresql://", "postgresql+psycopg2://", 1)
         self.run(*self.airflow("db", "migrate"))
 
     def start(self) -> None:
@@ -239,6 +250,10 @@ class Airflow(Engine):
 
     def flow(self) -> str:
         return f'preset = "airflow"\nurl = "{self.url}"\ndag = "one"\nuser = "admin"\npassword = "{self.password}"\n'
+
+    def close(self) -> None:
+        super().close()
+        self.postgres.stop()
 
     def dag_runs(self) -> list[Mapping[str, Any]]:
         found: list[Mapping[str, Any]] = []

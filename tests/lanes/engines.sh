@@ -30,7 +30,7 @@ for engine in "${engines[@]}"; do
       install prefect 'prefect==3.8.8' 'fastapi<0.150' 'sqlalchemy<2.1'
       ;;
     airflow)
-      install airflow 'apache-airflow==3.3.2'
+      install airflow 'apache-airflow==3.3.2' psycopg2-binary asyncpg
       ;;
     n8n)
       # n8n 2 wants Node 24, which comes from PyPI. Its own install scripts fail at kafka-javascript, which the lane

@@ -84,7 +84,7 @@ def test_one_flow_run_per_item_though_both_sides_are_killed(kind: type[Engine], 
         assert service.stop() == 0
     finally:
         service.kill()
-        engine.kill()
+        engine.close()
         source.close()
     figures = {
         "engine": engine.name,
