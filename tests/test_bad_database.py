@@ -123,6 +123,32 @@ async def test_what_waits_for_a_lock_fails_together_and_not_one_after_the_other(
     await db.close()
 
 
+async def test_a_long_wal_is_cut_although_somebody_always_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_db, "WAL_LIMIT", 1_000_000)
+    monkeypatch.setattr(store_db, "WAL_LOOK", 0.0)
+    db = await store_db.Database.open(f"sqlite:///{tmp_path / 'watcher.db'}")
+    wal, longest = tmp_path / "watcher.db-wal", 0
+    await db.write(lambda tx: tx.exec_driver_sql("CREATE TABLE t (x)"))
+    reading = True
+
+    async def read() -> None:
+        while reading:
+            async with db.read() as tx:
+                await tx.exec_driver_sql("SELECT count(*) FROM t")
+                await asyncio.sleep(0.01)  # so long does its view of the database last
+
+    readers = [asyncio.create_task(read()) for _ in range(4)]
+    for _ in range(200):
+        await db.write(lambda tx: tx.exec_driver_sql("INSERT INTO t VALUES (zeroblob(100000))"))
+        longest = max(longest, wal.stat().st_size)
+    reading = False
+    await asyncio.gather(*readers)
+    assert longest < 8_000_000, "20 MB were written"
+    await db.close()
+
+
 # --- full -------------------------------------------------------------------------------------------------------------
 
 

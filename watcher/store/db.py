@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import os
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
@@ -41,6 +43,8 @@ Dialect = Literal["sqlite", "postgresql"]
 
 BUSY_SECONDS = 5.0  # SQLite waits so long for another process's lock, four times
 GROUP = 256  # operations in one commit at most
+WAL_LIMIT = 32 * 1024 * 1024  # bytes: readers that follow each other without a gap keep SQLite from starting it anew
+WAL_LOOK = 1.0  # seconds from one look at its size to the next
 WAITING = 4096  # operations in the queue; whoever comes next waits for room
 
 _NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "ncpfs", "afs"})
@@ -207,6 +211,7 @@ class Database:
             self._readers = _sqlite_readers(self.path)
             self._writers = _sqlite_writer(self.path)
             self._writer: Connection | None = None
+            self._looked = 0.0  # at the size of the WAL
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="store-writer")  # only it uses the writer
         else:
             self._readers = _postgres_engine(url)
@@ -343,6 +348,9 @@ class Database:
                 outcomes = await loop.run_in_executor(self._thread, self._commit_together, jobs)
                 for job, outcome in zip(jobs, outcomes, strict=True):
                     _answer(job, outcome)
+                if time.monotonic() - self._looked >= WAL_LOOK:
+                    self._looked = time.monotonic()
+                    await loop.run_in_executor(self._thread, self._keep_wal_short)
                 del job, outcome, outcomes  # a commit of 100,000 items must not live on until the next one
             first = None
         await loop.run_in_executor(self._thread, self._stop_writing)
@@ -390,6 +398,19 @@ class Database:
         except BaseException:
             _roll_back(self._writer)
             raise
+
+    def _keep_wal_short(self) -> None:
+        """Write a long WAL back and cut it: no new reader needs it then, and those that read now end soon."""
+        wal = self.path.with_name(self.path.name + "-wal")
+        if self._writer is None or not wal.exists() or wal.stat().st_size <= WAL_LIMIT:
+            return
+        with contextlib.suppress(sqlite3.Error, exc.DBAPIError):  # it is tried again after the next look
+            driver = cast(Any, self._writer.connection.driver_connection)
+            driver.execute("PRAGMA busy_timeout=500")
+            try:
+                driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            finally:
+                driver.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
 
     def _stop_writing(self) -> None:
         if self._writer is not None:
