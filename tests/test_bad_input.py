@@ -305,3 +305,51 @@ async def test_a_fault_of_ours_is_a_failed_run_that_is_shown_and_tried_again_lat
     await bench.run()
     assert await bench.keys() == ["2"]
     assert (await bench.status()).failures == 0
+
+
+# --- what other products lost or repeated, at the real service --------------------------------------------------------
+
+
+async def test_a_stop_while_seven_of_ten_are_delivered_sends_the_other_three_after_the_restart(world: World) -> None:
+    url = world.site.on("/ten", listed(10))
+    world.watch("ten", f'with = {{ url = "{url}" }}', trigger="http_json")
+    world.service.config = world.service.config.replace('order = "none"', 'order = "watcher"\nat_once = 1')
+    world.receiver.decide = lambda request: "ok" if len(world.receiver.received) <= 7 else "status/503"
+    world.service.start()
+    await world.service.ready()
+    await world.receiver.wait(8)
+    assert await world.service.stop() == 0
+    assert world.rows("SELECT status, count(*) FROM delivery GROUP BY status") == [(0, 3), (1, 7)]
+    first = {request.id for request in world.receiver.received}
+    world.receiver.decide = None
+    world.service.start()
+    await world.service.ready()
+    assert (await world.type("resume", "sink", "--flow"))[0] == 0
+    assert await until(lambda: not world.rows("SELECT 1 FROM delivery WHERE status = 0"), 90), world.service.tail()
+    ids = [request.id for request in world.receiver.received]
+    assert len(set(ids)) == 10
+    assert len(first) == 8, "the eighth was tried before"
+    assert len(ids) == 11
+    assert await world.service.stop() == 0
+
+
+async def test_a_token_that_was_rotated_on_disk_is_used_by_the_next_poll_and_the_next_delivery(world: World) -> None:
+    (world.where / "token").write_text("first-secret-token\n")
+    url = world.site.on("/private", listed(1))
+    arguments = f'with = {{ url = "{url}", token = "$file:{world.where}/token" }}'
+    world.watch("private", arguments, trigger="http_json", every="200ms")
+    world.service.config = world.service.config.replace(
+        'order = "none"', f'order = "none"\ntoken = "$file:{world.where}/token"'
+    )
+    world.service.start()
+    await world.service.ready()
+    assert await until(lambda: ("private", "0") in world.received()), world.service.tail()
+    (world.where / "token").write_text("second-secret-token\n")
+    world.site.on("/private", listed(2))
+    assert await until(lambda: ("private", "1") in world.received()), world.service.tail()
+    asked = [one.headers["authorization"] for one in world.site.asked_for("/private")]
+    assert (asked[0], asked[-1]) == ("Bearer first-secret-token", "Bearer second-secret-token")
+    sent = [request.headers["authorization"] for request in world.receiver.received]
+    assert (sent[0], sent[-1]) == ("Bearer first-secret-token", "Bearer second-secret-token")
+    assert await world.service.stop() == 0
+    assert "secret-token" not in (world.where / "service.log").read_text()

@@ -178,7 +178,13 @@ def until(condition, seconds: float, what: str, every: float = 0.05) -> None:  #
         time.sleep(every)
 
 
-def query(database: Path, sql: str, *args: object) -> list[tuple]:  # type: ignore[type-arg]
+def query(database: Path | str, sql: str, *args: object) -> list[tuple]:  # type: ignore[type-arg]
+    """Rows of a SQLite file, or of a PostgreSQL database given by its address."""
+    if isinstance(database, str):
+        import psycopg
+
+        with psycopg.connect(database) as connection:
+            return connection.execute(sql.replace("?", "%s").encode(), args).fetchall()
     with contextlib.closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=10)) as db:
         return db.execute(sql, args).fetchall()
 
@@ -203,7 +209,7 @@ class Report:
         return not (self.lost or self.phantom or self.inversions or self.twice_new or self.unseen or self.stale)
 
 
-def compare(database: Path, receiver: Receiver, source: Source, flow: str = "sink") -> Report:
+def compare(database: Path | str, receiver: Receiver, source: Source, flow: str = "sink") -> Report:
     owed = {
         delivery: (key, revision, change)
         for delivery, key, revision, change in query(
