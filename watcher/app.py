@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import secrets
 import signal
@@ -227,6 +228,17 @@ async def serve(file: Path, *, environ: Mapping[str, str] = os.environ) -> int:
             return await Service(file, stamp, runtime, notifier).run()
 
 
+def spare_the_collector() -> None:
+    """Keep the cycle collector from walking again and again over what lives as long as the service.
+
+    Deliveries make and drop objects by the thousand: with Python's defaults a tenth of all processor time went into
+    looking at imported modules.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
+
+
 class Service:
     """One running service: its parts in the order in which they start, and stop in reverse."""
 
@@ -325,6 +337,7 @@ class Service:
         self.clock.set(self.runtime.config.watchers.values(), known)
 
     def _ready(self) -> None:
+        spare_the_collector()
         config = self.runtime.config
         metrics.reload_ok.set(1)
         _log.info(
