@@ -158,6 +158,7 @@ GITHUB_FLOW = flow("github", workflow="x.yml")
     [
         (flow("n8n"), 200, {"message": "Workflow was started"}, OK, ""),
         (flow("n8n"), 404, {"code": 404}, TARGET, "activate the workflow"),
+        (flow("n8n"), 404, b"<title>Error</title>\n<pre>Cannot POST /webhook/news</pre>", PASSING, "still starting"),
         (flow("n8n"), 403, b"", TARGET, "403"),
         (flow("n8n"), 413, b"", ITEM, "413"),
         (flow("n8n"), 500, b"", PASSING, "500"),

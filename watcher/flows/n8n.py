@@ -11,6 +11,8 @@ from watcher.flows import envelope
 from watcher.flows import preset as p
 from watcher.values import Delivery, Flow, Judgement, Request, Response, Verdict
 
+_STARTING = b"Cannot POST /webhook/"
+"""What n8n 2 says, with 404, from when it listens until it knows its webhooks; later its 404 is JSON of its own."""
 LIMIT = 16 * 1024 * 1024
 """Bytes of a body that n8n takes, unless its `N8N_PAYLOAD_SIZE_MAX` says otherwise."""
 
@@ -53,6 +55,8 @@ def request(flow: Flow, delivery: Delivery, resolved: p.Resolved, now: datetime)
 def judge(flow: Flow, delivery: Delivery, resolved: p.Resolved, response: Response, now: datetime) -> Judgement:
     """n8n has no idempotency key: the Remove Duplicates node on `webhook-id` drops what came twice."""
     judgement = p.judge_status(response, now)
+    if response.status == 404 and _STARTING in response.body:
+        return Judgement(Verdict.PASSING, "answered 404: it is still starting")
     if response.status == 404:
         return Judgement(
             Verdict.TARGET, "answered 404: activate the workflow, and compare `path` with its Webhook node"
