@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import secrets
 import signal
 import subprocess
@@ -360,14 +361,19 @@ class N8n(Engine):
 
     def runs(self) -> list[str]:
         def key(execution: Mapping[str, Any]) -> str:
-            ran = execution["data"]["resultData"]["runData"].get("Webhook")
-            return ran[0]["data"]["main"][0][0]["json"]["body"]["data"]["item_key"] if ran else f"? {execution['id']}"
+            # An execution that crashed has no results, only what it was going to work on.
+            found = re.search(r'"item": ?\{"id": ?"(\w+)"', json.dumps(execution["data"]))
+            return found[1] if found else f"? {execution['id']}"
 
         return [key(execution) for execution in self.executions()]
 
     def remarks(self) -> str:
-        found = [execution["status"] for execution in self.executions()]
-        return ", ".join(f"{found.count(status)} {status}" for status in sorted(set(found)))
+        def states() -> list[str]:
+            return [str(execution["status"]) for execution in self.executions()]
+
+        until(lambda: not {"new", "running", "waiting"} & {*states()}, 60, "all ended", every=1)
+        found = states()
+        return ", ".join(f"{found.count(state)} {state}" for state in sorted({*found}))
 
 
 STEP = '''"""Writes down that it ran."""
