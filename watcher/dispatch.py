@@ -286,7 +286,7 @@ class Dispatcher:
             if await flows.hold(tx, name, reason, probe_at, now):
                 done.held.append(name)
         for name in turn.resume:
-            await flows.resume(tx, name, now)
+            await flows.end_hold(tx, name, now)
         for wanted in turn.claims:
             done.claimed.append(
                 await deliveries.claim(
@@ -379,7 +379,7 @@ class Dispatcher:
             for name in gone:
                 await flows.hold(tx, name, NO_SUCH_FLOW, None, now)
             for name in back:
-                await flows.resume(tx, name, now)
+                await flows.end_hold(tx, name, now)
 
         await self._db.write(write)
         for name in gone:
