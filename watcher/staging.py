@@ -20,10 +20,8 @@ from watcher.store import resources, states
 from watcher.values import UNSET, Config, Json, StagedState, Watcher
 
 if TYPE_CHECKING:
-    from sqlalchemy.ext.asyncio import AsyncConnection
-
     from watcher.resolve import Resolver
-    from watcher.store.db import Database
+    from watcher.store.db import Database, Tx
 
 T = TypeVar("T")
 
@@ -296,7 +294,7 @@ class States:
     async def _remember(self, name: str, value: Json, note: str) -> None:
         now = self._clock()
 
-        async def put(tx: AsyncConnection) -> None:
+        async def put(tx: Tx) -> None:
             memory = await states.load(tx, name)
             await states.put(tx, name, replace(memory, state=value), memory.version, now, note=note)
 
