@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.postgres import Postgres
+from watcher import log
 from watcher.store import migrate
 from watcher.store.db import Database
 
@@ -18,6 +19,13 @@ NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 @pytest.fixture
 def now() -> datetime:
     return NOW
+
+
+@pytest.fixture(autouse=True)
+def no_secret_of_another_test() -> Iterator[None]:
+    """What one test registered as a secret is not masked in the next."""
+    yield
+    log.forget_secrets()
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,7 @@ SCRIPTS = {
     "junk": ("def main():\n    return 42", "junk", "a int, not a list"),
     "nan": ("def main():\n    return [{'id': 1, 'price': float('nan')}]", "junk", "item 0.price is nan"),
     "cycle": ("def main():\n    a = {}\n    a['a'] = a\n    return [a]", "junk", "contains itself"),
-    "too_many": ("def main():\n    return [{}] * 100_001", "too_large", "100001 items, 100000 are allowed"),
+    "too_many": ("def main():\n    return [{}] * 100_001", "too_large", "100,001 items, 100,000 are allowed"),
     "too_large": ("def main():\n    return ['x' * 6_000_000]", "too_large", "larger than"),
     "exits": ("import sys\ndef main():\n    sys.exit(3)", "raised", "sys.exit(3)"),
     "exits_hard": ("import os\ndef main():\n    os._exit(7)", "crashed", "7"),

@@ -130,6 +130,7 @@ async def condition(world: World) -> str:
     return str(json.loads((await world.service.get("/readyz"))[1])["config"])
 
 
+@pytest.mark.long
 async def test_sixty_bad_configurations_under_traffic(world: World) -> None:
     process = world.service.start()
     await world.service.ready()

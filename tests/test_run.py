@@ -21,7 +21,7 @@ from tests.support.running import ALL, KEYED, PAGED, PATIENT, WINDMILL, Bench, a
 from watcher import ids
 from watcher.errors import DatabaseFull, StoreError, TriggerError, WatcherError
 from watcher.run import Plan
-from watcher.store import meta, states, watchers
+from watcher.store import meta, runs, states, watchers
 from watcher.store.db import Database
 from watcher.store.tables import seen as seen_table
 from watcher.store.tables import state as state_table
@@ -448,6 +448,16 @@ async def test_damaged_state_quarantines_the_watcher_and_is_never_diffed(bench: 
     await bench.db.write(lambda tx: watchers.resume(tx, "w", bench.now))
     assert (await bench.run()).outcome == "ok"
     assert await bench.keys() == ["2"]
+
+
+async def test_damage_is_told_once_and_not_at_each_tick(bench: Bench) -> None:
+    await bench.run(a(1))
+    await bench.db.write(lambda tx: tx.execute(state_table.update().values(sha256=b"x" * 32)))
+    for _ in range(3):
+        assert (await bench.run(a(1), tick=True)).outcome == "quarantined"
+    async with bench.db.read() as tx:
+        told = [run for run in await runs.list(tx, "w", 10) if run.outcome == "quarantined"]
+    assert len(told) == 1
 
 
 async def test_a_damaged_ledger_quarantines_too(bench: Bench) -> None:

@@ -60,6 +60,7 @@ def test_a_rotation_leaves_one_new_key_that_opens_everything(where: Path) -> Non
     assert "another key" in refused.stderr
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("at", ["key_written", "before_commit_of_keys", "key_in_use"])
 def test_a_crash_in_the_middle_loses_no_secret_and_the_next_rotation_finishes_it(where: Path, at: str) -> None:
     if at == "before_commit_of_keys":  # the file has both keys, some secrets the one and some the other

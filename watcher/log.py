@@ -43,6 +43,13 @@ def register(value: str) -> None:
     _mask_short.cache_clear()
 
 
+def forget_secrets() -> None:
+    """Mask no registered value any more. For tests; a service never forgets one."""
+    _forms.clear()
+    _unbroken.clear()
+    _mask_short.cache_clear()
+
+
 def _written(value: str) -> tuple[str, ...]:
     raw = value.encode("utf-8", "surrogatepass")
     forms = {value, quote(value, safe="", errors="replace"), quote_plus(value, errors="replace")}

@@ -650,7 +650,10 @@ class Runner:
         """What was read is not what was written: nothing may be compared with it."""
         now = self._clock()
         record = RunRecord(watcher.name, "quarantined", started, now, tick_at, error_kind="damaged", error=str(error))
-        await self._hold_back(record, with_plan=False)
+        async with self._db.read() as tx:
+            known = (await watchers.get(tx, watcher.name)).quarantined_at is not None
+        if not known:
+            await self._hold_back(record, with_plan=False)
         return record
 
     async def _hold_back(self, record: RunRecord, *, with_plan: bool) -> None:
