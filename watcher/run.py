@@ -605,6 +605,7 @@ class Runner:
             error_kind=trigger.kind,
             error=_words(str(trigger)),
             detail=_words(trigger.detail),
+            logs=_words(trigger.logs),
         )
         backoff_until = _backoff(_interval(watcher, now), status.failures + 1, trigger.retry_after, now)
 

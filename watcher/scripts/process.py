@@ -19,7 +19,7 @@ from watcher.errors import TriggerError
 from watcher.scripts import frames
 from watcher.scripts.warden import descendants
 
-LOGS = 64 * 1024  # bytes of a run's output that are kept: the end of it
+LOGS = 64 * 1024 - 100  # bytes of a run's output that are kept: its end, less the line on what was left out
 START = 60.0  # seconds that a worker may take to start on a busy machine
 GRACE = 0.5  # seconds in which a worker that hung up may end by itself
 END = 10.0  # seconds that a warden may take to kill what is left
