@@ -173,6 +173,8 @@ async def test_a_hundred_thousand_items_disturb_no_other_watcher(world: World) -
     assert await until(lambda: (world.states().get("many") or (0,))[0] == 1, 120), world.service.tail()
     assert world.rows("SELECT count(*), count(DISTINCT id) FROM item") == [(100_000, 100_000)]
     await on_time(world)
+    sent = "SELECT count(*) FROM delivery WHERE status = 1"
+    assert await until(lambda: world.rows(sent)[0][0] >= 1000, 60), world.service.tail()
     assert await world.service.stop() == 0
     released = world.rows("SELECT count(*) FROM delivery WHERE status = 1")[0][0]
     assert released == 1000, "the rest is owed and released interval by interval"
