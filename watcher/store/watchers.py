@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import bindparam, case, func, insert, literal, or_, select, update
+from sqlalchemy import bindparam, case, func, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from watcher.errors import StoreError
+from watcher.store.db import insert_many
 from watcher.store.tables import watcher
 
 WELL: Mapping[str, Any] = {"failures": 0, "failing_since": None, "last_error": "", "backoff_until": None}
@@ -83,9 +84,8 @@ async def sync(tx: AsyncConnection, names: Mapping[str, str | None], now: dateti
 async def _create(tx: AsyncConnection, name: str, origin: str) -> None:
     zeros = {"pause_reason": "", "quarantine_reason": "", "quiet_runs": 0, "skipped_ticks": 0, "missed_ticks": 0}
     values = {"name": name, "origin": origin, "policy": "", **zeros, **WELL}
-    already = select(watcher.c.id).where(watcher.c.name == name)
-    if (await tx.execute(already)).first() is None:
-        await tx.execute(insert(watcher).values(values))
+    # Two services that start together on one PostgreSQL both find it missing.
+    await insert_many(tx, watcher, tuple(values), [tuple(values.values())], "ON CONFLICT DO NOTHING")
 
 
 async def _set(tx: AsyncConnection, watcher_name: str, /, **values: Any) -> None:
