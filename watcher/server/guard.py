@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import re
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from hashlib import sha256
@@ -16,6 +17,10 @@ from watcher.staging import Ended, Session
 
 MAX_BODY = 2 * 1024 * 1024  # bytes; Windmill's own limit
 MAX_STATE = 64 * 1024 * 1024  # bytes of the request that writes a state or a resource
+STREAMED = re.compile(r"/api/w/[^/]+/(?:s3_proxy/.*|job_helpers/upload_s3_file)", re.DOTALL)
+"""Paths whose bodies are objects: of any size, and read by the route itself, which bounds them."""
+SIGNED = re.compile(r"/api/w/[^/]+/s3_proxy/.*", re.DOTALL)
+"""Paths whose requests carry a signature of their own instead of a token. The route checks it."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -68,7 +73,7 @@ def unavailable(error: StoreError) -> PlainTextResponse:
 
 
 class Guard:
-    """Deny by default: what is not ``public`` needs a bearer token, known or not as a path.
+    """Deny by default: what is neither ``public`` nor SIGNED needs a bearer token, known or not as a path.
 
     ``hosts`` are the names by which a browser may reach us (against DNS rebinding); None allows any.
     """
@@ -97,7 +102,7 @@ class Guard:
             refusal = unavailable(error)
         except Ended as error:
             refusal = PlainTextResponse(str(error), 409)
-        if refusal is None:
+        if refusal is None and not STREAMED.fullmatch(connection.scope["path"]):
             most = _most(connection.scope["path"])
             body = await _body(connection, receive, most)
             if body is None:
@@ -114,7 +119,7 @@ class Guard:
         return PlainTextResponse("this server has another name", 421)
 
     async def _refuse_token(self, connection: HTTPConnection) -> PlainTextResponse | None:
-        if connection.scope["path"] in self._public:
+        if connection.scope["path"] in self._public or SIGNED.fullmatch(connection.scope["path"]):
             return None
         kind, _, token = connection.headers.get("authorization", "").partition(" ")
         if not kind:  # webhook callers that can set no header
