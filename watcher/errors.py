@@ -112,3 +112,17 @@ class ResolveError(TriggerError):
 
     def __init__(self, message: str, *, missing: bool = False) -> None:
         super().__init__(message, kind="missing" if missing else "arguments")
+
+
+class ObjectsError(WatcherError):
+    """Workspace object storage could not do what was asked of it.
+
+    ``kind`` is one of ``no_storage`` (none is configured), ``no_such_storage``, ``missing``, ``denied``, ``bad_key``,
+    ``exists``, ``too_large``, ``broken`` (the stream ended before it was whole), ``full`` and ``unreachable`` (also
+    for wrong credentials and a bucket that is not there).
+    """
+
+    def __init__(self, message: str, *, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.exit_code = 69 if kind in ("unreachable", "full") else 1

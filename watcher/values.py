@@ -175,6 +175,26 @@ class FileResource:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageRule:
+    """One rule of a storage: what may be done with keys like this. An empty ``allow`` is nothing at all."""
+
+    pattern: str  # a glob with {username}, {group}, {folder_read}, {folder_write}
+    allow: frozenset[str]  # of "read", "write", "delete", "list"
+
+
+@dataclass(frozen=True, slots=True)
+class StorageSettings:
+    """``[storage]``, or one ``[storage.secondary.NAME]`` table."""
+
+    name: str  # "_default_": the primary one
+    kind: Literal["folder", "s3", "azure_blob", "gcs"] = "folder"
+    path: Path | None = None  # of a folder
+    resource: str = ""  # the path of a resource, for the others
+    public: bool = False
+    permissions: tuple[StorageRule, ...] | None = None  # None: Windmill's own
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """The whole configuration, validated, defaults filled in, paths absolute."""
 
@@ -190,6 +210,8 @@ class Config:
     watchers: Mapping[str, Watcher] = field(default_factory=dict)
     resources: Mapping[str, FileResource] = field(default_factory=dict)
     variables: Mapping[str, str] = field(default_factory=dict)
+    storages: Mapping[str, StorageSettings] = field(default_factory=dict)  # by name; "_default_" is the primary one
+    max_upload: int = 10 * 1024**3  # bytes of one object that comes through the server
     secret_key_file: Path | None = None
     log_level: str = "info"
     log_format: Literal["auto", "json", "console"] = "auto"

@@ -1,0 +1,90 @@
+"""What is known of an object, and an object while it is read."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+CHUNK = 1024 * 1024
+"""Bytes that are read or written at once."""
+
+Body = bytes | AsyncIterator[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """What is known of one object. ``content_type`` is None in listings, where stores do not tell it."""
+
+    key: str
+    size: int  # bytes
+    etag: str
+    modified: datetime  # UTC
+    content_type: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Level:
+    """One level of a storage: the objects right under a prefix, and the folders there, each with its closing slash.
+
+    ``after`` is where to go on, None when this was all.
+    """
+
+    objects: tuple[Meta, ...]
+    folders: tuple[str, ...] = ()
+    after: str | None = None
+
+
+class Reading:
+    """The bytes from ``start`` up to and without ``end`` of one object: ``async for chunk in reading``, once.
+
+    Whoever does not read to the end calls `close`.
+    """
+
+    def __init__(
+        self,
+        meta: Meta,
+        start: int,
+        end: int,
+        chunks: AsyncIterator[bytes],
+        close: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.meta = meta
+        self.start = start
+        self.end = end
+        self._chunks = chunks
+        self._close = close
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._chunks:
+                yield chunk
+        finally:
+            self._close()
+
+    async def all(self) -> bytes:
+        """Everything at once, for objects known to be small."""
+        return b"".join([chunk async for chunk in self])
+
+    def close(self) -> None:
+        """Let go of the object."""
+        self._close()
+
+
+class Backend(Protocol):
+    """What each kind of storage can do. Keys and prefixes were checked before. All raise ObjectsError."""
+
+    async def put(
+        self, key: str, body: Body, *, content_type: str | None, content_disposition: str | None, if_absent: bool
+    ) -> Meta: ...
+
+    async def get(self, key: str, *, start: int, end: int | None) -> Reading: ...
+
+    async def head(self, key: str) -> Meta: ...
+
+    async def delete(self, key: str) -> None: ...
+
+    async def list(self, prefix: str, *, after: str | None, limit: int) -> list[Meta]: ...
+
+    async def level(self, prefix: str, *, after: str | None, limit: int) -> Level: ...
