@@ -176,7 +176,7 @@ def test_signed_chunks_are_unwrapped_however_they_arrive(size: int) -> None:
 TRAILER = b"x-amz-checksum-crc32c:sOO8/Q==\n\r\nx-amz-trailer-signature:" + TRAILER_SIGNATURE.encode() + b"\r\n\r\n"
 
 
-@pytest.mark.parametrize("size", [1, 1000, 70_000])
+@pytest.mark.parametrize("size", [29, 70_000])
 def test_a_signed_trailer_is_checked(size: int) -> None:
     assert refused(trailing_chunks()) == ""
     assert read(trailing_chunks(), wire(TRAILED, TRAILER), size) == DATA

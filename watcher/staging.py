@@ -138,6 +138,11 @@ class Sessions:
             raise Ended("the job of this token is over, or was superseded: nothing it asks for is done any more")
         return session
 
+    def of_digest(self, sha256: bytes) -> Session | None:
+        """The running job whose token has this hash."""
+        session = self._live.get(sha256)
+        return None if session is None or session.over else session
+
     def get(self, job_id: str) -> Session | None:
         """The running job of this id."""
         return next((s for s in self._live.values() if s.job_id == job_id), None)

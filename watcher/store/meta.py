@@ -24,6 +24,12 @@ async def put(tx: AsyncConnection, name: str, value: str) -> None:
     )
 
 
+async def keep(tx: AsyncConnection, name: str, value: str) -> str:
+    """Put it there unless something is there already; what stands there now. For what several processes make up."""
+    await run_sql(tx, "INSERT INTO meta (name, value) VALUES (?, ?) ON CONFLICT (name) DO NOTHING", (name, value))
+    return str((await tx.execute(select(meta.c.value).where(meta.c.name == name))).scalar_one())
+
+
 async def epoch(tx: AsyncConnection) -> str:
     """The random name of this installation's present life; part of every item id."""
     value = await get(tx, "epoch")
