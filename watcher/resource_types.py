@@ -11,6 +11,7 @@ from watcher.values import Json
 _TEXT: Json = {"type": "string"}
 _BOOL: Json = {"type": "boolean"}
 _PORT: Json = {"type": "integer", "minimum": 1, "maximum": 65535}
+_PORTS: Json = {"anyOf": [_PORT, {"type": "string", "pattern": r"^\d+(,\d+)*$"}]}  # a list, as libpq has it
 
 
 class Unfit(WatcherError):
@@ -49,7 +50,7 @@ SHIPPED: Mapping[str, tuple[str, Json]] = {
     "postgresql": (
         "PostgreSQL, also Neon and Supabase",
         _type(
-            "host dbname", host=_TEXT, port=_PORT, user=_TEXT, password=_TEXT, dbname=_TEXT,
+            "host dbname", host=_TEXT, port=_PORTS, user=_TEXT, password=_TEXT, dbname=_TEXT,
             sslmode={"enum": ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"]},
             root_certificate_pem=_TEXT,
         ),
@@ -61,7 +62,7 @@ SHIPPED: Mapping[str, tuple[str, Json]] = {
     "mongodb": (
         "MongoDB",
         _type(
-            "db servers", db=_TEXT, tls=_BOOL,
+            "db servers", db=_TEXT, tls=_BOOL, srv=_BOOL,
             servers={"type": "array", "minItems": 1, "items": _type("host", host=_TEXT, port=_PORT)},
             credential=_type("", username=_TEXT, password=_TEXT, db=_TEXT, mechanism=_TEXT),
         ),
@@ -69,7 +70,10 @@ SHIPPED: Mapping[str, tuple[str, Json]] = {
     "mongodb_rest": ("MongoDB's Data API", _type("endpoint api_key", endpoint=_TEXT, api_key=_TEXT)),
     "redis": (
         "Redis or Valkey",
-        _type("host", host=_TEXT, port=_PORT, username=_TEXT, password=_TEXT, db={"type": "integer"}, tls=_BOOL),
+        _type(
+            "host", host=_TEXT, port=_PORT, username=_TEXT, password=_TEXT, db={"type": "integer"}, tls=_BOOL,
+            cluster=_BOOL, nodes={"type": "array", "items": _type("host", host=_TEXT, port=_PORT)},
+        ),
     ),
     "upstash": ("Upstash over REST", _type("url token", url=_TEXT, token=_TEXT)),
     "supabase": ("Supabase's API", _type("url key", url=_TEXT, key=_TEXT)),

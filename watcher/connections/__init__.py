@@ -1,0 +1,87 @@
+"""Connection strings and the resources that they stand for, both ways. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from watcher.connections import mongodb, mysql, postgresql, redis, upstash
+from watcher.connections.text import Split, Typo, blanked, split
+from watcher.values import Json
+
+__all__ = ["TYPES", "Connection", "Typo", "parse", "secrets", "shown", "write"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Kind:
+    schemes: Mapping[str, str]
+    read: Callable[[Split], dict[str, Json]]
+    write: Callable[[Mapping[str, Any]], str]
+    secrets: tuple[str, ...]  # fields that hold one; a dot leads into an object
+
+
+TYPES: Mapping[str, _Kind] = {
+    name: _Kind(module.SCHEMES, module.read, module.write, module.SECRETS)
+    for name, module in {
+        "postgresql": postgresql, "mysql": mysql, "mongodb": mongodb, "redis": redis, "upstash": upstash
+    }.items()
+}  # fmt: skip
+"""The resource types that have a connection string."""
+
+_OTHERS = {scheme: name for name, kind in TYPES.items() for scheme in kind.schemes}
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What a connection string says: a resource's type and value, its secrets still in it."""
+
+    type: str
+    value: Mapping[str, Json]
+    notes: tuple[str, ...] = ()  # what was left out, and why
+
+    def __repr__(self) -> str:
+        return f"Connection({self.type})"
+
+
+def parse(type: str, given: str) -> Connection:
+    """The resource that a connection string stands for. Raises Typo, which shows each mistake and no secret.
+
+        parse("postgresql", "postgres://me:secret@db.example.com/shop?sslmode=require").value
+        # {"host": "db.example.com", "port": 5432, "user": "me", "password": "secret", "dbname": "shop", "sslmode": …}
+
+    Whatever a client's own parameters say beyond the type's fields is kept as a field of the parameter's name.
+    Upstash's ``rediss://`` gives a resource of type ``redis``, which is what it speaks there.
+    """
+    notes: tuple[str, ...] = ()
+    if type == "upstash":
+        given = upstash.of_lines(given) or given
+        if given.strip().lower().startswith(("rediss://", "redis://")):
+            type, notes = "redis", ("this is Redis's own protocol: a resource of type redis",)
+    kind = TYPES[type]
+    found = split(type, given, kind.schemes, _OTHERS)
+    value = kind.read(found)
+    found.done()
+    return Connection(type, value, (*notes, *found.notes))
+
+
+def write(type: str, value: Mapping[str, Any]) -> str:
+    """The connection string of a resource, with its secrets in it: for a client, never for a reader."""
+    return TYPES[type].write(value)
+
+
+def shown(type: str, value: Mapping[str, Any]) -> str:
+    """The same for a reader: without secrets."""
+    return blanked(write(type, value))[0]
+
+
+def secrets(type: str, value: Mapping[str, Any]) -> dict[str, str]:
+    """Where the secrets of a resource stand → what they are; references ("$var:…") are none."""
+    found = {}
+    for field in TYPES[type].secrets:
+        inner: Any = value
+        for name in field.split("."):
+            inner = inner.get(name) if isinstance(inner, Mapping) else None
+        if isinstance(inner, str) and inner and not inner.startswith("$"):
+            found[field] = inner
+    return found
