@@ -118,8 +118,8 @@ class ObjectsError(WatcherError):
     """Workspace object storage could not do what was asked of it.
 
     ``kind`` is one of ``no_storage`` (none is configured), ``no_such_storage``, ``missing``, ``denied``, ``bad_key``,
-    ``exists``, ``too_large``, ``broken`` (the stream ended before it was whole), ``full`` and ``unreachable`` (also
-    for wrong credentials and a bucket that is not there).
+    ``bad_range``, ``exists``, ``too_large``, ``broken`` (the stream ended before it was whole), ``full`` and
+    ``unreachable`` (also for wrong credentials and a bucket that is not there).
     """
 
     def __init__(self, message: str, *, kind: str) -> None:

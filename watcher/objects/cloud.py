@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
-from datetime import timedelta
+import re
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from watcher.errors import ObjectsError
@@ -38,7 +40,7 @@ def store(kind: str, value: Json) -> ObjectStore:
     try:
         made: ObjectStore = of(config=settings, client_options={**_TIMEOUTS, **options}, retry_config=_RETRIES)
     except Exception as error:  # each kind of mistake is an exception of its own there
-        raise ObjectsError(f"the resource of type {kind}: {_short(error)}", kind="unreachable") from error
+        raise ObjectsError(f"the resource of type {kind}: {_short(str(error))}", kind="unreachable") from error
     return made
 
 
@@ -124,49 +126,75 @@ def _needed(value: Mapping[str, Any], name: str) -> str:
 
 
 class Cloud:
-    """The objects of one bucket or container."""
+    """The objects of one bucket or container. Listings come in the order that the server keeps."""
 
-    def __init__(self, kind: str, value: Json) -> None:
+    def __init__(self, kind: str, value: Json, *, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.kind = kind
         self.store = store(kind, value)
-        bucket = value.get("containerName") if kind == "azure_blob" else value.get("bucket")
-        self.where = f"{'container' if kind == 'azure_blob' else 'bucket'} {bucket}"
+        self._now = now
+        name = value.get("containerName") if kind == "azure_blob" else value.get("bucket")
+        self._where = f"{'container' if kind == 'azure_blob' else 'bucket'} {name}"
 
     async def put(
         self, key: str, body: Body, *, content_type: str | None, content_disposition: str | None, if_absent: bool
     ) -> Meta:
+        given = {"Content-Type": content_type, "Content-Disposition": content_disposition}
+        attributes = {name: value for name, value in given.items() if value}
+        stream = _Stream(_one(body) if isinstance(body, bytes) else body)
+        with self._errors(key):
+            # What fits into one part is one request, which alone can be conditional; a longer stream looks first.
+            start = await stream.take(PART)
+            if stream.ended:
+                mode = "create" if if_absent else "overwrite"
+                etag = await self._put(key, start, stream, attributes, mode=mode, use_multipart=False)
+            else:
+                if if_absent and await self._is_there(key):
+                    raise ObjectsError(f"there is an object {key} already", kind="exists")
+                options = {"use_multipart": True, "chunk_size": PART, "max_concurrency": _AT_ONCE}
+                etag = await self._put(key, stream, stream, attributes, **options)
+        return Meta(key, stream.size, etag, self._now(), content_type)
+
+    async def _put(self, key: str, body: Any, stream: _Stream, attributes: Mapping[str, str], **options: Any) -> str:
+        """Upload. obstore aborts a multipart upload when the stream raises, and not when its caller is cancelled: so
+        the caller waits for the one after the other."""
         import obstore
 
-        attributes: Any = {}
-        if content_type:
-            attributes["Content-Type"] = content_type
-        if content_disposition:
-            attributes["Content-Disposition"] = content_disposition
-        with self._errors(key):
-            await obstore.put_async(
-                self.store,
-                key,
-                body,
-                attributes=attributes or None,
-                mode="create" if if_absent else "overwrite",
-                chunk_size=PART,
-                max_concurrency=_AT_ONCE,
-            )
-        return await self.head(key)
+        task = asyncio.ensure_future(
+            obstore.put_async(self.store, key, body, attributes=dict(attributes) or None, **options)
+        )
+        try:
+            return (await asyncio.shield(task))["e_tag"] or ""
+        except asyncio.CancelledError:
+            stream.stop()
+            await asyncio.wait({task})
+            if not task.cancelled() and task.exception() is None:  # too late: all of it was there
+                with suppress(Exception):
+                    await obstore.delete_async(self.store, key)
+            raise
+
+    async def _is_there(self, key: str) -> bool:
+        try:
+            await self.head(key)
+        except ObjectsError as error:
+            if error.kind != "missing":
+                raise
+            return False
+        return True
 
     async def get(self, key: str, *, start: int, end: int | None) -> Reading:
         import obstore
 
         options: Any = {}
         if end is not None:
-            options["range"] = (start, max(end, start))
+            if end <= start:
+                raise bad_range(key)
+            options["range"] = (start, end)
         elif start:
             options["range"] = {"offset": start}
         with self._errors(key):
             found = await obstore.get_async(self.store, key, options=options or None)
         meta = _meta(found.meta, found.attributes.get("Content-Type"))
-        first, last = found.range
-        return Reading(meta, first, last, self._chunks(key, found))
+        return Reading(meta, *found.range, self._chunks(key, found))
 
     async def _chunks(self, key: str, found: Any) -> AsyncIterator[bytes]:
         with self._errors(key):
@@ -189,12 +217,12 @@ class Cloud:
     async def list(self, prefix: str, *, after: str | None, limit: int) -> list[Meta]:
         import obstore
 
-        parent = prefix.rpartition("/")[0]
+        parent, _, start = prefix.rpartition("/")
         found: list[Meta] = []
         with self._errors(prefix):
             async for page in obstore.list(self.store, parent or None, offset=after, chunk_size=limit):
                 for each in page:
-                    if not each["path"].startswith(prefix):
+                    if start and not each["path"].startswith(prefix):
                         continue
                     found.append(_meta(each))
                     if len(found) == limit:
@@ -204,9 +232,8 @@ class Cloud:
     async def level(self, prefix: str, *, after: str | None, limit: int) -> Level:
         import obstore
 
-        parent = prefix.rpartition("/")[0]
         with self._errors(prefix):
-            found = await obstore.list_with_delimiter_async(self.store, parent or None)
+            found = await obstore.list_with_delimiter_async(self.store, prefix.rpartition("/")[0] or None)
         objects = {each["path"]: _meta(each) for each in found["objects"]}
         names = sorted(
             name
@@ -220,34 +247,117 @@ class Cloud:
             shown[-1] if len(names) > limit else None,
         )
 
-    def _errors(self, key: str) -> _Errors:
-        return _Errors(self.where, key)
-
-
-class _Errors:
-    """What obstore raises, as ObjectsError."""
-
-    def __init__(self, where: str, key: str) -> None:
-        self.where = where
-        self.key = key
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+    @contextmanager
+    def _errors(self, key: str) -> Iterator[None]:
+        """What obstore raises, as ObjectsError."""
         from obstore import exceptions
 
-        if isinstance(error, FileNotFoundError):
-            raise ObjectsError(f"there is no object {self.key}", kind="missing") from error
-        if isinstance(error, exceptions.AlreadyExistsError):
-            raise ObjectsError(f"there is an object {self.key} already", kind="exists") from error
-        if isinstance(error, exceptions.BaseError):
-            raise ObjectsError(f"{self.where}: {_short(error)}", kind="unreachable") from error
+        try:
+            yield
+        except (FileNotFoundError, exceptions.BaseError) as error:
+            raise told(self._where, key, error) from error
+
+
+class _Stream:
+    """A body, taken in pieces of at least CHUNK bytes. ``stop`` makes it raise at the next one, or while it waits."""
+
+    def __init__(self, body: AsyncIterator[bytes]) -> None:
+        self._body = aiter(body)
+        self._waiting: list[bytes] = []
+        self._stopped = asyncio.Event()
+        self.ended = False
+        self.size = 0
+
+    def stop(self) -> None:
+        self._stopped.set()
+
+    async def take(self, least: int) -> bytes:
+        """The next bytes, at least so many unless the body ends before."""
+        size = sum(map(len, self._waiting))
+        while size < least and not self.ended:
+            if (chunk := await self._next()) is None:
+                self.ended = True
+                break
+            self._waiting.append(chunk)
+            size += len(chunk)
+            self.size += len(chunk)
+        return b"".join(self._waiting)
+
+    async def _next(self) -> bytes | None:
+        following = asyncio.ensure_future(anext(self._body, None))
+        stopped = asyncio.ensure_future(self._stopped.wait())
+        try:
+            await asyncio.wait({following, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            if following.done():
+                return following.result()
+            raise ObjectsError("the upload was given up", kind="broken")
+        finally:
+            following.cancel()
+            stopped.cancel()
+
+    def __aiter__(self) -> _Stream:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = await self.take(CHUNK)
+        self._waiting.clear()
+        if not chunk:
+            raise StopAsyncIteration
+        return chunk
+
+
+async def _one(body: bytes) -> AsyncIterator[bytes]:
+    yield body
 
 
 def _meta(found: Mapping[str, Any], content_type: str | None = None) -> Meta:
     return Meta(found["path"], found["size"], found["e_tag"] or "", found["last_modified"], content_type)
 
 
-def _short(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0][:300]
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+_ANSWER = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>([\w.-]{1,80})</Code>")
+_MESSAGE = re.compile(r"<Message>([^<]{1,300})")
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
+_FULL = ("XMinioStorageFull", "InsufficientStorage", "QuotaExceeded")
+
+
+def told(where: str, key: str, error: BaseException) -> ObjectsError:
+    """What obstore raised, in a sentence. Of a server's answer only its code and message are shown: the rest of it may
+    hold what was signed."""
+    text = str(error)
+    status = found[1] if (found := _ANSWER.search(text)) else ""
+    code = found[1] if (found := _CODE.search(text)) else ""
+    message = found[1].strip().splitlines()[0] if (found := _MESSAGE.search(text)) else ""
+    said = ": ".join(part for part in (code, message) if part)
+    if code in _NO_BUCKET:
+        return ObjectsError(f"there is no {where}: create it, or correct the resource", kind="unreachable")
+    if isinstance(error, FileNotFoundError):
+        return ObjectsError(f"there is no object {key}", kind="missing")
+    if type(error).__name__ == "AlreadyExistsError":
+        return ObjectsError(f"there is an object {key} already", kind="exists")
+    if status == "416":
+        return bad_range(key)
+    if status == "507" or code in _FULL:
+        return ObjectsError(f"{where} is full: {said}", kind="full")
+    if status in ("401", "403"):
+        fix = "check the keys of its resource, and what they may do"
+        return ObjectsError(f"{where}: access is refused ({said or status}): {fix}", kind="unreachable")
+    if status:
+        return ObjectsError(f"{where}: the server answers {status}{': ' + said if said else ''}", kind="unreachable")
+    return ObjectsError(f"{where}: {_short(text)}", kind="unreachable")
+
+
+def bad_range(key: str) -> ObjectsError:
+    """Nothing of the object lies in the range that was asked for."""
+    return ObjectsError(f"{key} is shorter than that", kind="bad_range")
+
+
+_SENDING = re.compile(r"Error performing \w+ (\w+://[^/\s]+)\S* in .*? - (?:HTTP error: )?(.*)", re.DOTALL)
+
+
+def _short(text: str) -> str:
+    found = _SENDING.search(text)
+    first = (f"{found[1]}: {found[2]}" if found else text).strip().splitlines()[0]
+    return first.replace("error sending request", "cannot be reached")[:300]

@@ -56,7 +56,9 @@ class Folder:
     async def get(self, key: str, *, start: int, end: int | None) -> Reading:
         file, meta = await _thread(key, self._open, key)
         until = meta.size if end is None else min(end, meta.size)
-        start = min(start, until)
+        if start >= until and (start or end is not None):
+            file.close()
+            raise ObjectsError(f"{key} is shorter than that", kind="bad_range")
         return Reading(meta, start, until, _chunks(key, file, start, until), file.close)
 
     async def head(self, key: str) -> Meta:
