@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
+import secrets
 import shutil
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import textwrap
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.support.service import Service
+from watcher.store import migrate, tokens
+from watcher.store.db import Database
 
 NEWEST = "1.850.0"
 VERSIONS = (NEWEST, "1.460.0", "1.297.0")
@@ -200,25 +207,42 @@ async def place(where: Path, config: str = CONFIG, **environ: str) -> AsyncItera
         (where / name).write_text(text)
     key = "bm90IGEgc2VjcmV0LCBidXQgMzIgYnl0ZXMgbG9uZyE="
     service = Service(where, config, environ={"FIXED_TOKEN": "ghp_fixed_fixed", "WATCHER_SECRET_KEY": key, **environ})
-    file = service.write()
-    made = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "watcher", "token", "create", "tests", "--config", str(file), "--json"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent.parent.parent,
-        env={"PATH": os.environ["PATH"], "HOME": str(where), **service.environ},
-    )
-    assert made.returncode == 0, made.stderr
+    (where / "watcher.db").write_bytes(await _fresh_database())
     found = Place(service, {})
-    found.token = json.loads(made.stdout)["token"]
     service.start()
     try:
         await service.ready()
+        found.token = await _operator(where / "watcher.db")
         yield found
     finally:
         service.kill()
+
+
+_databases: list[bytes] = []
+
+
+async def _fresh_database() -> bytes:
+    """The file of a database that holds nothing yet: made once, since to make it takes a second."""
+    if not _databases:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "watcher.db"
+            db = await Database.open(f"sqlite:///{file}")
+            await migrate.upgrade(db, backup_to=None, now=datetime.now(UTC))
+            await db.close()
+            with closing(sqlite3.connect(file)) as whole:
+                whole.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            _databases.append(file.read_bytes())
+    return _databases[0]
+
+
+async def _operator(file: Path) -> str:
+    """A token that may do everything, as `watcher token create` makes it."""
+    token = f"wtc_{secrets.token_urlsafe(32)}"
+    db = await Database.open(f"sqlite:///{file}")
+    now, digest = datetime.now(UTC), hashlib.sha256(token.encode()).digest()
+    await db.write(lambda tx: tokens.create(tx, digest, token[:10], now, label="tests", scopes=("*",), expires_at=None))
+    await db.close()
+    return token
 
 
 @dataclass(frozen=True)
