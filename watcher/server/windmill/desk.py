@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,6 +16,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from watcher.errors import Conflict, ResolveError, SecretError, StoreError
+from watcher.objects import Objects
 from watcher.resource_types import Unfit
 from watcher.server.guard import Principal
 from watcher.staging import Changed, Ended, Refused
@@ -48,6 +49,10 @@ class Desk:
     resolver: Resolver
     key: Key | None = None
     draining: Callable[[], bool] = lambda: False
+    objects: Objects = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "objects", Objects(self.config, self.resolver.resource))
 
     @property
     def states(self) -> States:
