@@ -31,6 +31,7 @@ TABLES: dict[str, type[BaseModel]] = {
     "## [delivery]": model.Delivery,
     "## [logging]": model.Logging,
     '## [resources."PATH"]': model.Resource,
+    "## [storage]": model.Storage,
     "## [flows.NAME]": model.Flow,
     "## [watchers.NAME]": model.Watcher,
     **{f'### preset = "{name}"': preset.settings for name, preset in flows.presets.items()},

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from watcher import flows as presets
 from watcher import values
-from watcher.config import model, units
+from watcher.config import model, storages, units
 from watcher.config.positions import Loc
 from watcher.config.sources import MAX_VALUE, Problem, Sources, beside, is_late, leaves, read_bounded, reference
 from watcher.flows import shape, sign
@@ -128,10 +128,11 @@ class Builder:
         watchers = {name: self._watcher(name, table, settings) for name, table in settings.watchers.items()}
         self._names_before(settings)
         self._references()
+        data = beside(file, settings.data) if settings.data else home or beside(file, "watcher-data")
         built = values.Config(
             file=file.absolute() if file else None,
             database=self._database(settings.database or f"sqlite:///{home or '.'}/watcher.db"),
-            data=beside(file, settings.data) if settings.data else home or beside(file, "watcher-data"),
+            data=data,
             workspace=settings.server.workspace if settings.server else "main",
             server=server,
             http=values.HttpSettings(**dict(settings.http)),
@@ -145,6 +146,8 @@ class Builder:
             watchers={name: watcher for name, watcher in watchers.items() if watcher},
             resources={path: values.FileResource(r.type, r.value) for path, r in settings.resources.items()},
             variables=settings.variables,
+            storages=storages.build(self, settings, data),
+            max_upload=settings.storage.max_upload,
             secret_key_file=beside(file, settings.secret_key_file) if settings.secret_key_file else None,
             log_level=settings.logging.level,
             log_format=settings.logging.format,
@@ -422,9 +425,9 @@ class Builder:
             except ValueError as error:
                 self.wrong(loc, f"{units.shortened(name)} {error}")
         elif kind in ("var", "res"):
-            self._stored(loc, kind, name)
+            self.stored(loc, kind, name)
 
-    def _stored(self, loc: Loc, kind: str, name: str) -> None:
+    def stored(self, loc: Loc, kind: str, name: str) -> None:
         known = _at(self.sources.tree, ({"var": "variables", "res": "resources"}[kind],)) or {}
         if name in known:
             return
@@ -502,7 +505,8 @@ def built_in_triggers() -> dict[str, Path]:
 
 _TABLES: dict[str | int, Any] = {
     "server": model.Server, "http": model.Http, "scripts": model.Scripts, "delivery": model.Delivery,
-    "logging": model.Logging, "resources": model.Resource, "flows": model.Flow, "watchers": model.Watcher,
+    "logging": model.Logging, "resources": model.Resource, "storage": model.Storage, "flows": model.Flow,
+    "watchers": model.Watcher,
 }  # fmt: skip
 
 
@@ -511,6 +515,8 @@ def _options(loc: Loc) -> list[str]:
     table = _TABLES.get(loc[0], model.Settings) if loc else model.Settings
     if len(loc) == 3 and loc[2] == "batch":
         table = model.Batch
+    if loc and loc[0] == "storage" and len(loc) > 1:
+        table = model.StorageRule if "permissions" in loc else model.SecondaryStorage
     names = [info.alias or name for name, info in table.model_fields.items()]
     if table is model.Flow:
         names += {name for preset in presets.presets.values() for name in preset.settings.model_fields}
@@ -528,7 +534,7 @@ def _bound(loc: Loc, kind: str, given: Mapping[str, Any]) -> str:
     )
     if isinstance(bound, timedelta):
         return units.show_duration(bound)
-    if loc[-1] in ("max_body", "max_result", "memory_limit") and isinstance(bound, int):
+    if loc[-1] in ("max_body", "max_result", "memory_limit", "max_upload") and isinstance(bound, int):
         return units.show_size(bound)
     return str(bound)
 

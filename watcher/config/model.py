@@ -265,6 +265,62 @@ class Resource(Table):
     """The object. Texts in it may be `$env:`, `$file:`, `$var:` and `$res:` references."""
 
 
+def _allow(value: Any) -> frozenset[str]:
+    if isinstance(value, frozenset):
+        return value
+    words = [word.strip() for word in value.split(",") if word.strip()] if isinstance(value, str) else ["?"]
+    if not {*words} <= {*_ACTIONS}:
+        raise ValueError('must be some of read, write, delete and list, such as "read,list"; empty is nothing')
+    return frozenset(words)
+
+
+_ACTIONS = ("read", "write", "delete", "list")
+Allow = Annotated[
+    frozenset[str],
+    BeforeValidator(_allow),
+    PlainSerializer(lambda value: ",".join(word for word in _ACTIONS if word in value)),
+    WithJsonSchema({"type": "string", "pattern": r"^((read|write|delete|list)( *, *(read|write|delete|list))*)?$"}),
+]
+
+
+class StorageRule(Table):
+    """One rule of a storage: what may be done with keys of this form."""
+
+    pattern: str = Field(min_length=1, max_length=1000)
+    """A glob over the whole key: `**`, `*`, `?`, `{a,b}`, and the variables `{username}`, `{group}`, `{folder_read}`
+    and `{folder_write}`."""
+    allow: Allow
+    """Some of `read`, `write`, `delete` and `list`, with commas; an empty text is nothing."""
+
+
+class SecondaryStorage(Table):
+    """One `[storage.secondary.NAME]` table: object storage beside the primary one."""
+
+    kind: Literal["folder", "s3", "azure_blob", "gcs"] = "folder"
+    """What it is."""
+    path: str | None = Field(default=None, min_length=1, max_length=4000)
+    """The directory of a folder. Required for a secondary one; by default `objects` in `data`."""
+    resource: str | None = Field(default=None, min_length=1, max_length=300)
+    """The path of the resource with address and keys, of a type that is called like the kind."""
+    public: bool = _of(values.StorageSettings, "public")
+    """Whether everybody with a token may ask for the settings and keys of the connection (`polars_connection_settings`
+    and the like), without the right to read its resource."""
+    permissions: list[StorageRule] | None = Field(default=None, max_length=100)
+    """Rules, of which the first that matches a key decides; what none matches is denied. Tokens that may do everything
+    are not held to them."""
+
+
+class Storage(SecondaryStorage):
+    """Object storage: large files that scripts and flows share. Without this table it is a folder in `data`."""
+
+    kind: Literal["folder", "s3", "azure_blob", "gcs", "none"] = "folder"  # type: ignore[assignment]
+    """What it is; `none` switches it off."""
+    max_upload: Size = Field(default=_of(values.Config, "max_upload"), ge=1024)
+    """Largest object that the server takes."""
+    secondary: dict[Name, SecondaryStorage] = Field(default_factory=dict)
+    """Further storages by name, as tables `[storage.secondary.NAME]` with the same options."""
+
+
 class Batch(Table):
     """Several items in one request."""
 
@@ -414,6 +470,8 @@ class Settings(BaseSettings):
     """Named texts, used as `$var:PATH`: `"u/admin/token" = "$env:TOKEN"`. They go before those in the database."""
     resources: dict[Path, Resource] = Field(default_factory=dict)
     """Typed objects, used as `$res:PATH`. They go before those in the database."""
+    storage: Storage = Storage()
+    """Object storage."""
     flows: dict[Name, Flow] = Field(default_factory=dict)
     """Where items go."""
     watchers: dict[Name, Watcher] = Field(default_factory=dict)

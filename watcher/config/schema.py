@@ -44,7 +44,7 @@ _TABLES: dict[str, type[Any]] = {
     table.__name__: table
     for table in (
         model.Server, model.Http, model.Scripts, model.Delivery, model.Logging, model.Resource, model.Batch,
-        model.Flow, model.Watcher,
+        model.Flow, model.Watcher, model.StorageRule, model.SecondaryStorage, model.Storage,
     )
 }  # fmt: skip
 

@@ -209,6 +209,8 @@ def is_late(loc: Loc) -> bool:
     """Whether a reference at this place is followed at each use, not when the configuration is loaded."""
     if loc[0] == "flows" and len(loc) > 2:
         return loc[2] in LATE or loc[2] not in Flow.model_fields
+    if loc[0] == "storage":
+        return loc[-1] == "resource"
     return loc[0] in ("variables", "resources") or (loc[0] == "watchers" and len(loc) > 2 and loc[2] == "with")
 
 
