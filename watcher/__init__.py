@@ -1,6 +1,31 @@
 """What a trigger script imports: ``from watcher import http, trigger``, and for Windmill's way ``get_state``."""
 
-from watcher.context import get_resource, get_state, get_state_path, get_variable, set_state
+from typing import TYPE_CHECKING, Any
+
+from watcher.context import gap, get_resource, get_state, get_state_path, get_variable, set_state
 from watcher.trigger import trigger
 
-__all__ = ["get_resource", "get_state", "get_state_path", "get_variable", "http", "set_state", "trigger"]
+if TYPE_CHECKING:
+    from watcher.connections.helpers import mongo, postgres, redis
+
+__all__ = [
+    "get_resource",
+    "get_state",
+    "get_state_path",
+    "get_variable",
+    "http",
+    "mongo",
+    "postgres",
+    "redis",
+    "set_state",
+    "trigger",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Loaded when a script asks for it: most never do."""
+    if name in ("mongo", "postgres", "redis"):
+        from watcher.connections import helpers
+
+        return getattr(helpers, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from watcher.errors import TriggerError
 from watcher.values import UNSET, Entry, Json, Request, Response
 
 if TYPE_CHECKING:
+    import asyncio
+
     from watcher.http import FetchOptions
+
+T = TypeVar("T")
+
+TO_CLOSE = 5.0  # seconds that one client may take to say goodbye
 
 
 class Unchanged(Exception):
@@ -56,8 +62,10 @@ class Context(ABC):
         self.workspace = workspace
         self.job_id = job_id
         self.capped = False  # http.pages met its limit before the end of a listing
+        self.gap = ""  # what the script says it could not see
         self._state = None if state is UNSET else json.dumps(state)
         self._staged: str | None = None
+        self._to_close: list[tuple[Callable[[], Any], asyncio.AbstractEventLoop | None]] = []
 
     def get_state(self, path: str | None = None) -> Json:
         """What was set last, or None. Another ``path`` reads the state that is kept there, as a resource."""
@@ -79,6 +87,40 @@ class Context(ABC):
                 kind="arguments",
             )
         self._staged = _state_text(value)
+
+    def at_end(self, close: Callable[[], Any]) -> None:
+        """Call this when the run ends, whatever ends it; in the loop that is running now, if there is one."""
+        from asyncio import _get_running_loop
+
+        self._to_close.append((close, _get_running_loop()))
+
+    async def closing(self, work: Awaitable[T]) -> T:
+        """Do the work, then close what was opened in this loop, the newest first."""
+        import asyncio
+
+        try:
+            return await work
+        finally:
+            here = asyncio.get_running_loop()
+            mine, self._to_close = (
+                [close for close, loop in self._to_close if loop is here],
+                [kept for kept in self._to_close if kept[1] is not here],
+            )
+            for close in reversed(mine):
+                with suppress(Exception):  # the run is judged by what it did, not by how a server took its leave
+                    async with asyncio.timeout(TO_CLOSE):
+                        await close()
+
+    def close(self) -> None:
+        """Close what was opened outside of a loop, or in one that is over, the newest first."""
+        kept, self._to_close = self._to_close, []
+        for close, loop in reversed(kept):
+            with suppress(Exception):
+                left = close()
+                if loop is not None:
+                    import asyncio
+
+                    asyncio.run(left)
 
     @property
     def staged(self) -> Json:
@@ -199,7 +241,10 @@ def current() -> Context:
 
 @contextmanager
 def use(context: Context, *, everywhere: bool = False) -> Iterator[Context]:
-    """Make a context the current one; ``everywhere``: for every thread of this process too."""
+    """Make a context the current one, and close at the end what was opened in it.
+
+    ``everywhere``: for every thread of this process too.
+    """
     global _everywhere
     token = _current.set(context)
     if everywhere:
@@ -207,6 +252,7 @@ def use(context: Context, *, everywhere: bool = False) -> Iterator[Context]:
     try:
         yield context
     finally:
+        context.close()
         _current.reset(token)
         if everywhere:
             _everywhere = None
@@ -220,6 +266,12 @@ def get_state(path: str | None = None) -> Json:
 def set_state(value: Json, path: str | None = None) -> None:
     """Remember a JSON value. It is staged, and kept only if the items of this run are committed."""
     current().set_state(value, path)
+
+
+def gap(text: str) -> None:
+    """Tell that something may have been missed, and why: the run is marked with it, and a warning is logged."""
+    reach = current()
+    reach.gap = f"{reach.gap}; {text}" if reach.gap else str(text)
 
 
 def get_state_path() -> str:

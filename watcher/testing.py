@@ -217,7 +217,7 @@ class Trial:
             with use(reach):
                 result = loaded.main(**loaded.arguments.bind(self.args, since))
                 if inspect.isasyncgen(result) or inspect.isawaitable(result):
-                    _wait(_in_context(reach, drain(result, sink, turn_in_loop)))
+                    _wait(_in_context(reach, reach.closing(drain(result, sink, turn_in_loop))))
                 else:
                     drain_sync(result, sink, turn)
         except Unchanged:
@@ -227,7 +227,7 @@ class Trial:
         found = () if unchanged else _entries(rows)
         return Listing(
             loaded.label, found, unchanged, sink.complete, sink.capped, reach.staged, dict(self._validators),
-            warnings=picked.warnings(),
+            warnings=picked.warnings(), gap=reach.gap,
         )  # fmt: skip
 
     def _goes_on(self, page: Sequence[Entry]) -> bool:

@@ -20,7 +20,7 @@ _SAID_ELSEWHERE = {
 }  # fmt: skip
 _NUMBERS = ("connect_timeout", "read_timeout", "write_timeout")
 _TEXTS = ("charset", "collation", "init_command", "ssl_ca", "ssl_cert", "ssl_key")
-_OWN = ("host", "port", "user", "password", "database", "ssl", "ssl_mode")
+OWN = ("host", "port", "user", "password", "database", "ssl", "ssl_mode")
 _KNOWN = ("ssl-mode", "ssl", "socket", *_NUMBERS, *_TEXTS)
 _FOREIGN = {
     "sslaccept": "Prisma", "connection_limit": "Prisma", "pool_timeout": "Prisma", "servertimezone": "JDBC",
@@ -85,7 +85,7 @@ def write(value: Mapping[str, Any]) -> str:
     pairs: list[tuple[str, Json]] = []
     if value.get("ssl") is not None:
         pairs.append(("ssl-mode", value.get("ssl_mode") or ("REQUIRED" if value["ssl"] else "DISABLED")))
-    pairs += [(k, v) for k, v in value.items() if k not in _OWN and v not in (None, "")]
+    pairs += [(k, v) for k, v in value.items() if k not in OWN and v not in (None, "")]
     where = text.host_port(str(value.get("host", "")), value.get("port"))
     user = text.user_info(value.get("user"), value.get("password"))
     return f"mysql://{user}{where}/{text.escaped(value.get('database') or '')}{text.query(pairs)}"

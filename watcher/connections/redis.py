@@ -26,7 +26,7 @@ _TRUTHS = ("socket_keepalive", "retry_on_timeout", "ssl_check_hostname", "decode
 _TEXTS = ("client_name", "encoding", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _CHOICES = {"ssl_cert_reqs": ("none", "optional", "required")}
 _KNOWN = ("db", "username", "password", "cluster", *_NUMBERS, *_SECONDS, *_TRUTHS, *_TEXTS, *_CHOICES)
-_OWN = ("host", "port", "username", "password", "db", "tls", "cluster", "nodes")
+OWN = ("host", "port", "username", "password", "db", "tls", "cluster", "nodes")
 
 
 def read(found: Split) -> dict[str, Json]:
@@ -127,7 +127,7 @@ def write(value: Mapping[str, Any]) -> str:
     """The connection string of a resource."""
     host, pairs = (
         str(value.get("host", "")),
-        [(k, v) for k, v in value.items() if k not in _OWN and v not in (None, "")],
+        [(k, v) for k, v in value.items() if k not in OWN and v not in (None, "")],
     )
     user, db = text.user_info(value.get("username"), value.get("password")), int(value.get("db") or 0)
     if host.startswith("/") and not value.get("tls") and not value.get("cluster"):

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from urllib.parse import quote, unquote
 
 from watcher.errors import WatcherError
-from watcher.log import MASK, is_secret_name
 from watcher.values import Json
 
+MASK = "*****"  # as the log has it, whose module is too heavy for a worker
 MOST = 16 * 1024
 """Characters of a connection string."""
 
@@ -24,6 +24,7 @@ _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 _PLACEHOLDER = re.compile(r"\[[^\]]*\]|<[^>]*>|\*{3,}|•{3,}|\$\{?\w+\}?|\{\{?[^}]*\}?\}|YOUR[-_ ]?PASSWORD", re.I)
 _SECRET_PARAMETER = re.compile(r"([?&;](?:amp;)?([^=&?]+)=)([^&]*(?:&[^=&]*(?![^&]))*)")
 """With what follows an & that begins no other parameter: the secret may hold one."""
+_SECRET_NAME = re.compile(r"pass|pwd|token|secret|key|credential", re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,7 +429,7 @@ def _holes(text: str) -> list[tuple[int, int]]:
                 holes.append((start + found.start(1), end))
                 break
     for found in _SECRET_PARAMETER.finditer(text, max(at, 0)):
-        if is_secret_name(unquote(found[2]).lstrip("_")) and found[3]:
+        if _SECRET_NAME.search(unquote(found[2])):
             holes.append((found.start(3), found.end(3)))
     merged: list[tuple[int, int]] = []
     for begin, end in sorted(hole for hole in holes if hole[0] < hole[1]):

@@ -75,7 +75,8 @@ class Loop:
             sink = Sink(picked, self._settings.max_items, self._settings.max_result, keep)
             with context.use(reach):
                 async with asyncio.timeout(seconds) as limit:
-                    await drain(loaded.main(**loaded.arguments.bind(call.args, call.since)), sink, turn)
+                    result = loaded.main(**loaded.arguments.bind(call.args, call.since))
+                    await reach.closing(drain(result, sink, turn))
         except context.Unchanged:
             unchanged = True
         except Exception as error:
@@ -86,7 +87,7 @@ class Loop:
         complete, capped = sink.complete and not reach.capped, sink.capped or reach.capped
         return Listing(
             loaded.label, () if unchanged else found, unchanged, complete, capped, reach.staged,
-            warnings=picked.warnings(),
+            warnings=picked.warnings(), gap=reach.gap,
         )  # fmt: skip
 
     async def step(self, call: Call, host: Host) -> StepResult:

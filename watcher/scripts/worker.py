@@ -198,14 +198,14 @@ class Worker:
             try:
                 result = script.main(**bound)
                 if inspect.isawaitable(result) or inspect.isasyncgen(result):
-                    asyncio.run(drain(result, sink, pages.aturn))
+                    asyncio.run(reach.closing(drain(result, sink, pages.aturn)))
                 else:
                     drain_sync(result, sink, pages.turn)
             except context.Unchanged:
                 unchanged = True
         pages.flush()
         complete, capped = sink.complete and not reach.capped, sink.capped or reach.capped
-        facts = {"unchanged": unchanged, "complete": complete, "capped": capped}
+        facts = {"unchanged": unchanged, "complete": complete, "capped": capped, "gap": reach.gap}
         staged = {} if reach.staged is UNSET else {"state": reach.staged}
         return {"label": _label(script), **facts, **staged, "warnings": picked.warnings()}
 
@@ -214,7 +214,7 @@ class Worker:
         with context.use(self._context(order), everywhere=True) as reach:
             result = script.main(**bound)
             if inspect.isawaitable(result):
-                result = asyncio.run(_awaited(result))
+                result = asyncio.run(reach.closing(_awaited(result)))
         if reach.staged is not UNSET:  # nobody keeps it
             raise TriggerError("set_state: a step of a flow keeps no state: return what matters", kind="arguments")
         text = to_json(result, "the result")

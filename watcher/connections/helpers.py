@@ -1,0 +1,100 @@
+"""What scripts open databases with: the field's own clients, closed when the run ends, whatever ends it.
+
+Exported by ``watcher``. Each takes the path of a resource, its value, or a connection string; whatever else is given
+goes to the client as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from watcher import connections, context
+from watcher.connections import clients
+from watcher.errors import TriggerError
+from watcher.values import Json
+
+if TYPE_CHECKING:
+    from psycopg import AsyncConnection, Connection
+    from pymongo import AsyncMongoClient, MongoClient
+
+T = TypeVar("T")
+Resource = str | Mapping[str, Json]
+
+
+class _Postgres:
+    """``connection = await postgres("u/me/db")``, and in a plain main ``postgres.sync("u/me/db")``.
+
+    A transaction that is not committed when the run ends is rolled back, as everywhere in psycopg; with
+    ``autocommit=True`` there is none.
+    """
+
+    async def __call__(self, resource: Resource, **options: Any) -> AsyncConnection[Any]:
+        """psycopg's AsyncConnection, open."""
+        connection = await clients.postgres(_value("postgresql", resource), **options)
+        return _kept(connection, connection.close)
+
+    def sync(self, resource: Resource, **options: Any) -> Connection[Any]:
+        """psycopg's Connection, open."""
+        connection = clients.postgres_sync(_value("postgresql", resource), **options)
+        return _kept(connection, connection.close)
+
+
+class _Mongo:
+    """``client = mongo("u/me/db")``, and in a plain main ``mongo.sync("u/me/db")``.
+
+    ``client.get_default_database()`` is the database that the resource names.
+    """
+
+    def __call__(self, resource: Resource, **options: Any) -> AsyncMongoClient[Any]:
+        """pymongo's AsyncMongoClient."""
+        client = clients.mongo(_value("mongodb", resource), **options)
+        return _kept(client, client.close)
+
+    def sync(self, resource: Resource, **options: Any) -> MongoClient[Any]:
+        """pymongo's MongoClient."""
+        client = clients.mongo_sync(_value("mongodb", resource), **options)
+        return _kept(client, client.close)
+
+
+class _Redis:
+    """``client = redis("u/me/cache")``, and in a plain main ``redis.sync("u/me/cache")``.
+
+    A resource of type ``upstash`` gives the client of upstash-redis, whose commands have the same names.
+    """
+
+    def __call__(self, resource: Resource, **options: Any) -> Any:
+        """redis-py's ``redis.asyncio.Redis`` (or RedisCluster), or ``upstash_redis.asyncio.Redis``."""
+        client = clients.redis(_value("redis", resource), **options)
+        return _kept(client, getattr(client, "aclose", None) or client.close)
+
+    def sync(self, resource: Resource, **options: Any) -> Any:
+        """redis-py's ``redis.Redis`` (or RedisCluster), or ``upstash_redis.Redis``."""
+        client = clients.redis_sync(_value("redis", resource), **options)
+        return _kept(client, client.close)
+
+
+postgres = _Postgres()
+mongo = _Mongo()
+redis = _Redis()
+
+
+def _value(kind: str, resource: Resource) -> Mapping[str, Json]:
+    """The value of a resource, its references followed. TriggerError says what was given instead."""
+    if isinstance(resource, str):
+        if "://" in resource:
+            return connections.parse(kind, resource).value
+        resource = context.get_resource(resource)
+    if isinstance(resource, Mapping) and resource:
+        return resource
+    raise TriggerError(f"a resource of type {kind} is an object, or the path of one such as u/me/db", kind="arguments")
+
+
+def _kept(client: T, close: Callable[[], Awaitable[None] | None]) -> T:
+    """The client, to be closed at the end of the run; in a test that calls main itself, by that test."""
+    try:
+        run = context.current()
+    except RuntimeError:
+        return client
+    run.at_end(close)
+    return client
