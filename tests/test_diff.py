@@ -167,12 +167,25 @@ def test_a_listing_that_is_not_whole_removes_nothing(listing: dict[str, bool]) -
     assert told(ledger.see(a(2))) == [("removed", "1")]
 
 
-def test_removals_cannot_be_seen_from_a_cursor_on() -> None:
+def test_a_script_that_could_list_from_a_cursor_on_is_asked_for_everything_where_removals_count() -> None:
     ledger = Ledger(watching(on=ALL), DATED)
+    ledger.see(a(1, at=1), a(2, at=2))
+    assert diff.floor(diff.effective(ledger.watcher, DATED), ledger.memory) is None
+    assert told(ledger.see(a(2, at=2))) == [("removed", "1")]
+
+
+def test_removals_cannot_be_seen_from_a_configured_cursor_on() -> None:
+    ledger = Ledger(watching(on=ALL, cursor="at"), DATED)
     ledger.see(a(1, at=1), a(2, at=2))
     found = ledger.see(a(2, at=2))
     assert told(found) == []
     assert "leave out `cursor`" in found.warnings[0]
+
+
+def test_what_a_script_could_not_see_is_the_gap_of_its_run() -> None:
+    ledger = Ledger(watching())
+    ledger.see(a(1), gap="3 entries were trimmed")
+    assert ledger.look([a(1)], gap="3 entries were trimmed").gap == "3 entries were trimmed"
 
 
 def test_where_only_removals_count_they_carry_the_last_value() -> None:

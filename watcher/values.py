@@ -253,7 +253,8 @@ class Listing:
 
     ``unchanged`` says that the source itself answered that nothing moved (304, or the same bytes): `entries` is empty
     and means nothing. ``complete`` is False when paging was stopped early, so that absence proves nothing.
-    ``capped`` says that paging hit a limit before it met anything known.
+    ``capped`` says that paging hit a limit before it met anything known. ``gap``: what the script says it could not
+    see.
     """
 
     label: Label
@@ -265,6 +266,7 @@ class Listing:
     validators: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # by request
     logs: str = ""  # the tail of what the script printed, secrets masked
     warnings: tuple[str, ...] = ()
+    gap: str = ""
 
 
 # --- memory and diff --------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ from watcher.values import (
     Memory,
     Reason,
     Seen,
+    Style,
     Watcher,
 )
 
@@ -60,13 +61,17 @@ def effective(watcher: Watcher, label: Label) -> Label:
     """
     if label.style == "windmill":
         return replace(label, key=watcher.key or label.key)
+    on = watcher.on or label.on
+    style: Style = "cursor" if watcher.cursor else label.style
+    if "removed" in on and not watcher.cursor:
+        style = "listing"  # what is gone lies before any cursor: the script is asked for everything, `since` is None
     return replace(
         label,
-        style="cursor" if watcher.cursor else label.style,
+        style=style,
         key=watcher.key or label.key,
         cursor=watcher.cursor or label.cursor,
         lookback=watcher.lookback or label.lookback,
-        on=watcher.on or label.on,
+        on=on,
     )
 
 
@@ -596,8 +601,10 @@ def _too_much(limit: MaxChange, memory: Memory, listing: Listing, seen: Mapping[
 
 
 def _gap(memory: Memory, listing: Listing, seen: Mapping[bytes, Seen], draft: _Draft) -> str:
-    """Why something may have been missed: a listing should reach back to something that is known."""
+    """Why something may have been missed: the script says so, or its listing reaches back to nothing known."""
     label, entries = draft.label, listing.entries
+    if listing.gap:
+        return listing.gap
     if memory.version == 0 or label.style == "windmill" or not entries or not (memory.known or seen):
         return ""
     ordered = label.style == "cursor"

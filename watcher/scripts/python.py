@@ -64,6 +64,7 @@ class Python:
                 unchanged=bool(facts["unchanged"]),
                 complete=bool(facts["complete"]),
                 capped=bool(facts["capped"]),
+                gap=str(facts["gap"]),
                 state=facts.get("state", UNSET),
                 logs=done.logs,
                 warnings=tuple(map(str, facts["warnings"])),
