@@ -1,0 +1,726 @@
+"""The S3 API in front of any storage, for whoever signs with the key that stands for a token.
+
+A client is told its endpoint, ``/api/w/{workspace}/s3_proxy/_wm_bucket_/{storage}``, and puts bucket and key behind it.
+The bucket's own credentials stay here, and the storage's permissions hold. What begins with a storage instead are
+links, which let anybody read one object for a while. Source: the S3 API reference; addresses as Windmill's clients
+write them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from email.utils import format_datetime, parsedate_to_datetime
+from functools import partial
+from urllib.parse import unquote_to_bytes
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from watcher import log
+from watcher.errors import ObjectsError, StoreError
+from watcher.objects import Action, Meta, Reading, Storage, Who, bounded
+from watcher.server.guard import Principal
+from watcher.server.windmill import s3_xml as xml
+from watcher.server.windmill import sigv4
+from watcher.server.windmill.desk import Desk
+from watcher.server.windmill.s3_parts import Parts, Upload
+from watcher.server.windmill.signing import Signing, stands_for
+from watcher.server.windmill.sigv4 import Asked, Refusal
+from watcher.store import tokens
+
+_log = log.get("s3_proxy")
+
+ROOM = "_wm_bucket_"
+REGION = "us-east-1"
+SMALL = 1024 * 1024  # bytes of an object that is held whole: one request to the storage instead of several
+MOST_XML = 4 * 1024 * 1024
+MOST_UNREAD = 8 * 1024 * 1024  # bytes of a refused body that are still taken in, so that the client sees the answer
+PATIENCE = 5.0  # seconds until a client that waits for its upload to be put together hears that we are at it
+_UNKNOWN = {  # sub-resources that would be taken for something else if they were ignored
+    "accelerate", "acl", "analytics", "attributes", "cors", "encryption", "inventory", "legal-hold", "lifecycle",
+    "logging", "metrics", "notification", "object-lock", "ownershipControls", "policy", "policyStatus",
+    "publicAccessBlock", "replication", "requestPayment", "restore", "retention", "select", "tagging", "torrent",
+    "versionId", "versioning", "versions", "website",
+}  # fmt: skip
+_RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+_KINDS = {
+    "missing": "NoSuchKey",
+    "denied": "AccessDenied",
+    "bad_key": "InvalidArgument",
+    "bad_range": "InvalidRange",
+    "no_storage": "NoSuchBucket",
+    "no_such_storage": "NoSuchBucket",
+    "exists": "PreconditionFailed",
+    "too_large": "EntityTooLarge",
+    "broken": "IncompleteBody",
+    "full": "InsufficientStorage",
+    "unreachable": "ServiceUnavailable",
+}
+
+
+def routes(desk: Desk) -> list[BaseRoute]:
+    """Under ``/s3_proxy``."""
+    proxy = Proxy(desk, Signing(desk.db, desk.key))
+    every = ["GET", "HEAD", "PUT", "POST", "DELETE"]
+    return [
+        Route(f"/api/w/{{workspace}}/s3_proxy/{ROOM}/{{storage}}", proxy.answer, methods=every),
+        Route(f"/api/w/{{workspace}}/s3_proxy/{ROOM}/{{storage}}/{{rest:path}}", proxy.answer, methods=every),
+        Route("/api/w/{workspace}/s3_proxy/{storage}/{rest:path}", proxy.linked, methods=["GET", "HEAD"]),
+    ]
+
+
+def bucket_of(storage: Storage) -> str:
+    """The bucket by which the proxy knows a storage: its own, so that addresses with it mean the same both ways."""
+    value = storage.resource
+    if isinstance(value, dict):
+        found = value.get("containerName") if storage.kind == "azure_blob" else value.get("bucket")
+        if isinstance(found, str) and found:
+            return found
+    return "objects"
+
+
+def who_is(principal: Principal) -> Who:
+    """Whoever asks, as the permissions of a storage see them."""
+    name = "watcher" if principal.session is not None else principal.name
+    return Who(name, admin=principal.may("*"))
+
+
+@dataclass(slots=True)
+class Call:
+    """One signed request, proven: what is asked of which object, by whom."""
+
+    request: Request
+    asked: Asked
+    storage: Storage
+    principal: Principal
+    bucket: str
+    key: str
+    query: Mapping[str, str]
+    now: datetime
+    body: sigv4.Body
+    who: Who = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.who = who_is(self.principal)
+
+    def may(self, action: Action, key: str | None = None) -> None:
+        """Raise ObjectsError, kind ``denied``, or Refusal."""
+        changes = action in ("write", "delete")
+        if not self.principal.may(f"objects:{'write' if changes else 'read'}"):
+            raise Refusal("AccessDenied", "this token was not made for objects: its scopes have no objects")
+        if changes and self.principal.session is not None and self.principal.session.dry:
+            raise Refusal("AccessDenied", "this job only looks (`watcher plan`): nothing is changed by it")
+        self.storage.check(self.who, self.key if key is None else key, action)
+
+    def sees(self, key: str) -> bool:
+        """Whether a key may be shown in a listing; of a folder, whether anything in it may be."""
+        return self.storage.allows(self.who, f"{key}_" if key.endswith("/") else key, "list")
+
+    async def content(self) -> AsyncIterator[bytes]:
+        """The body, verified: nothing may be kept of it before this has ended."""
+        try:
+            async for chunk in self.request.stream():
+                for piece in self.body.feed(chunk):
+                    yield piece
+        except ClientDisconnect as error:
+            raise Refusal("IncompleteBody", "the connection broke off in the middle of the body") from error
+        self.body.finish()
+
+    async def text(self) -> bytes:
+        """A body that is XML."""
+        found = b""
+        async for chunk in self.content():
+            found += chunk
+            if len(found) > MOST_XML:
+                raise Refusal("EntityTooLarge", f"more than {MOST_XML} bytes of XML")
+        return found
+
+
+class Proxy:
+    """All of it."""
+
+    def __init__(self, desk: Desk, signing: Signing) -> None:
+        self._desk = desk
+        self._signing = signing
+
+    @property
+    def _parts(self) -> Parts:
+        return Parts(self._desk.config().data / "uploads")
+
+    # --- who, and what ------------------------------------------------------------------------------------------------
+
+    async def answer(self, request: Request) -> Response:
+        """A signed request of an S3 client."""
+
+        async def work() -> Response:
+            call = await self._proven(request)
+            return await self._dispatch(call)
+
+        return await _told(request, work)
+
+    async def linked(self, request: Request) -> Response:
+        """A link: one object, to be read."""
+
+        async def work() -> Response:
+            name, key = (
+                request.path_params["storage"],
+                _decoded(_raw(request).split("/s3_proxy/", 1)[1]).partition("/")[2],
+            )
+            self._here(request)
+            ring = await self._signing.ring()
+            opens = ring.opens(name, key, request.scope["query_string"].decode("latin-1"), self._desk.clock())
+            if opens is None:
+                raise Refusal("AccessDenied", "this link is over: ask for a new one")
+            if not opens:
+                raise Refusal("AccessDenied", "this link was not made here, or was altered")
+            storage = await self._desk.objects.storage(name)
+            return await _read(request, storage, key, {})
+
+        return await _told(request, work)
+
+    def _here(self, request: Request) -> None:
+        if request.path_params["workspace"] != self._desk.config().workspace:
+            raise Refusal("NoSuchBucket", "there is no such workspace")
+
+    async def _proven(self, request: Request) -> Call:
+        self._here(request)
+        now = self._desk.clock()
+        raw = _raw(request)
+        headers = [(name.decode("latin-1"), _text(value)) for name, value in request.scope["headers"]]
+        asked = Asked(request.method, raw, request.scope["query_string"].decode("latin-1"), headers)
+        claimed = sigv4.claim(asked)
+        if claimed is None:
+            raise Refusal("AccessDenied", "this address takes requests signed with AWS's Signature Version 4")
+        sigv4.check_time(claimed, now)
+        secret = await self._secret(asked, claimed)
+        principal = await self._principal(claimed.access_key, now)
+        storage = await self._desk.objects.storage(request.path_params["storage"])
+        rest = raw.partition(f"/{ROOM}/")[2].partition("/")[2]
+        bucket, _, key = _decoded(rest).partition("/")
+        if bucket and bucket != bucket_of(storage):
+            raise Refusal("NoSuchBucket", f"this endpoint has one bucket, {bucket_of(storage)}")
+        query = dict(sigv4.pairs(asked.query))
+        return Call(request, asked, storage, principal, bucket, key, query, now, sigv4.Body(asked, claimed, secret))
+
+    async def _secret(self, asked: Asked, claimed: sigv4.Claim) -> str:
+        """The secret with which it was signed. Raises Refusal."""
+        if stands_for(claimed.access_key) is None:
+            raise Refusal("InvalidAccessKeyId", "this is no access key of ours")
+        refusal: Refusal | None = None
+        for secret in (await self._signing.ring()).secrets_of(claimed.access_key):
+            for form in (asked, _unmounted(asked)):
+                try:
+                    sigv4.check(form, claimed, secret)
+                except Refusal as error:
+                    refusal = refusal or error
+                else:
+                    return secret
+        assert refusal is not None
+        raise refusal
+
+    async def _principal(self, access_key: str, now: datetime) -> Principal:
+        """Whom a key stands for that was proven to be theirs."""
+        stands = stands_for(access_key)
+        assert stands is not None
+        if stands.job:
+            session = self._desk.sessions.of_digest(stands.digest)
+            if session is None:
+                raise Refusal("ExpiredToken", "the job of this key is over, or was superseded")
+            return Principal(f"job {session.job_id}", ("objects",), session)
+        async with self._desk.db.read() as tx:
+            row = await tokens.get(tx, stands.digest, now)
+        if row is None:
+            raise Refusal("ExpiredToken", "the token of this key is over, or was revoked")
+        return Principal(row.label, row.scopes or ("*",))
+
+    async def _dispatch(self, call: Call) -> Response:
+        if odd := _UNKNOWN & call.query.keys():
+            raise Refusal("NotImplemented", f"?{min(odd)} is not to be had here")
+        of = self._of_object(call) if call.key else self._of_bucket(call)
+        endpoint = of.get(call.asked.method)
+        if endpoint is None:
+            raise Refusal("MethodNotAllowed", f"{call.asked.method} means nothing here")
+        return await endpoint(call)
+
+    def _of_object(self, call: Call) -> Mapping[str, Callable[[Call], Awaitable[Response]]]:
+        if "uploadId" in call.query:
+            put = self._copy_part if call.asked.header("x-amz-copy-source") else self._put_part
+            return {"PUT": put, "POST": self._complete, "DELETE": self._abort, "GET": self._list_parts}
+        if "uploads" in call.query:
+            return {"POST": self._begin}
+        put = self._copy if call.asked.header("x-amz-copy-source") else self._put
+        return {"GET": self._get, "HEAD": self._get, "PUT": put, "DELETE": self._delete}
+
+    def _of_bucket(self, call: Call) -> Mapping[str, Callable[[Call], Awaitable[Response]]]:
+        if not call.bucket:
+            return {"GET": self._buckets}
+        if "delete" in call.query:
+            return {"POST": self._delete_many}
+        if "uploads" in call.query:
+            return {"GET": self._list_uploads}
+        if "location" in call.query:
+            return {"GET": self._location}
+        return {"GET": self._list, "HEAD": self._look}
+
+    # --- buckets ------------------------------------------------------------------------------------------------------
+
+    async def _buckets(self, call: Call) -> Response:
+        return _xml(xml.buckets([bucket_of(call.storage)], call.now))
+
+    async def _location(self, call: Call) -> Response:
+        return _xml(xml.location(REGION))
+
+    async def _look(self, call: Call) -> Response:
+        return Response(status_code=200, headers={"x-amz-bucket-region": REGION})
+
+    async def _list(self, call: Call) -> Response:
+        """Only what the caller may list is shown, and so a page may have less on it than was asked for."""
+        if not call.principal.may("objects:read"):
+            raise Refusal("AccessDenied", "this token was not made for objects: its scopes have no objects")
+        query, version = call.query, 2 if call.query.get("list-type") == "2" else 1
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
+        if delimiter not in ("", "/"):
+            raise Refusal("NotImplemented", "the delimiter of a listing is a slash")
+        most = query.get("max-keys", "1000")
+        if not (most.isascii() and most.isdigit() and len(most) < 10):
+            raise Refusal("InvalidArgument", "max-keys is a number")
+        limit = min(int(most), 1000)
+        token = query.get("continuation-token", "") if version == 2 else ""
+        start = query.get("start-after" if version == 2 else "marker", "")
+        after = _untoken(token) if token else start
+        objects, folders, following = await _page(call.storage, prefix, delimiter, after or None, limit)
+        page = xml.Page(
+            call.bucket,
+            prefix,
+            delimiter,
+            limit,
+            [each for each in objects if call.sees(each.key)],
+            [each for each in folders if call.sees(each)],
+            following,
+            query.get("encoding-type") == "url",
+            token,
+            "" if following is None else urlsafe_b64encode(following.encode()).decode(),
+            start,
+        )
+        return _xml(xml.listing(page, version=version))
+
+    async def _delete_many(self, call: Call) -> Response:
+        keys, quiet = xml.parse_delete(await call.text())
+        gone: list[str] = []
+        failed: dict[str, tuple[str, str]] = {}
+        for key in keys:
+            try:
+                call.may("delete", key)
+                await call.storage.delete(key)
+                gone.append(key)
+            except (ObjectsError, Refusal) as error:
+                code = error.code if isinstance(error, Refusal) else _KINDS[error.kind]
+                failed[key] = code, str(error)
+        return _xml(xml.deleted([] if quiet else gone, failed))
+
+    # --- objects ------------------------------------------------------------------------------------------------------
+
+    async def _get(self, call: Call) -> Response:
+        call.may("read")
+        return await _read(call.request, call.storage, call.key, call.query)
+
+    async def _put(self, call: Call) -> Response:
+        call.may("write")
+        absent = _only_if_absent(call.asked)
+        meta = await self._store(call, call.content(), call.body.size, absent=absent, **_described(call.asked))
+        return Response(status_code=200, headers={"etag": xml.etag(meta.etag)})
+
+    async def _store(
+        self,
+        call: Call,
+        body: AsyncIterator[bytes],
+        size: int | None,
+        *,
+        absent: bool = False,
+        content_type: str | None = None,
+        content_disposition: str | None = None,
+    ) -> Meta:
+        most = self._desk.config().max_upload
+        if size is not None and size > most:
+            raise ObjectsError(f"more than {most} bytes: raise max_upload in [storage]", kind="too_large")
+        kept = _Kept(bounded(body, most))
+        whole = b"".join([chunk async for chunk in kept]) if size is not None and size <= SMALL else aiter(kept)
+        try:
+            return await call.storage.put(
+                call.key,
+                whole,
+                content_type=content_type,
+                content_disposition=content_disposition,
+                if_absent=absent,
+            )
+        except Exception:
+            if kept.error is not None:  # whatever the storage made of it
+                raise kept.error from None
+            raise
+
+    async def _delete(self, call: Call) -> Response:
+        call.may("delete")
+        await call.storage.delete(call.key)
+        return Response(status_code=204)
+
+    async def _copy(self, call: Call) -> Response:
+        call.may("write")
+        reading = await self._source(call)
+        if call.asked.header("x-amz-metadata-directive") == "REPLACE":
+            described = _described(call.asked)
+        else:
+            described = {"content_type": reading.meta.content_type}
+        size = reading.end - reading.start
+        meta = await self._store(call, aiter(reading), size, absent=_only_if_absent(call.asked), **described)
+        return _xml(xml.copied("CopyObjectResult", meta.etag, meta.modified))
+
+    async def _source(self, call: Call) -> Reading:
+        """The object that is copied, or the range of it."""
+        given = (call.asked.header("x-amz-copy-source") or "").partition("?")
+        bucket, _, key = _decoded(given[0].removeprefix("/")).partition("/")
+        if given[2] or bucket != call.bucket:
+            raise Refusal("NoSuchBucket", "objects are copied within their bucket, and have no versions")
+        call.may("read", key)
+        span = call.asked.header("x-amz-copy-source-range")
+        found = _RANGE.fullmatch(span) if span else None
+        if span and (found is None or not found[1] or not found[2]):
+            raise Refusal("InvalidArgument", "x-amz-copy-source-range is bytes=FIRST-LAST")
+        if found is None:
+            return await call.storage.get(key)
+        return await call.storage.get(key, start=int(found[1]), end=int(found[2]) + 1)
+
+    # --- uploads in parts ---------------------------------------------------------------------------------------------
+
+    async def _begin(self, call: Call) -> Response:
+        call.may("write")
+        upload = Upload(call.storage.name, call.key, call.principal.name, **_described(call.asked))
+        return _xml(xml.begun(call.bucket, call.key, await self._parts.begin(upload, call.now)))
+
+    async def _upload(self, call: Call) -> tuple[str, Upload]:
+        call.may("write")
+        id = call.query["uploadId"]
+        return id, await self._parts.of(id, call.storage.name, call.key)
+
+    async def _put_part(self, call: Call) -> Response:
+        id, _ = await self._upload(call)
+        part = await self._parts.add(id, _number(call), bounded(call.content(), self._desk.config().max_upload))
+        return Response(status_code=200, headers={"etag": xml.etag(part.etag)})
+
+    async def _copy_part(self, call: Call) -> Response:
+        id, _ = await self._upload(call)
+        reading = await self._source(call)
+        part = await self._parts.add(id, _number(call), aiter(reading))
+        return _xml(xml.copied("CopyPartResult", part.etag, part.at))
+
+    async def _complete(self, call: Call) -> Response:
+        id, upload = await self._upload(call)
+        parts = await self._parts.chosen(id, xml.parse_complete(await call.text()))
+        absent = _only_if_absent(call.asked)
+
+        async def put() -> Meta:
+            meta = await self._store(
+                call,
+                self._parts.read(id, parts),
+                sum(part.size for part in parts),
+                absent=absent,
+                content_type=upload.content_type,
+                content_disposition=upload.content_disposition,
+            )
+            await self._parts.remove(id)
+            return meta
+
+        place = str(call.request.url.replace(query=""))
+        done = partial(xml.completed, call.bucket, call.key, place=place)
+        work = asyncio.ensure_future(put())
+        try:
+            await asyncio.wait({work}, timeout=PATIENCE)
+        except BaseException:
+            work.cancel()
+            raise
+        return _xml(done(work.result().etag)) if work.done() else _Slow(call.request, work, done)
+
+    async def _abort(self, call: Call) -> Response:
+        id, _ = await self._upload(call)
+        await self._parts.remove(id)
+        return Response(status_code=204)
+
+    async def _list_parts(self, call: Call) -> Response:
+        id, _ = await self._upload(call)
+        found = [(part.number, part.size, part.etag, part.at) for part in await self._parts.kept(id)]
+        return _xml(xml.parts(call.bucket, call.key, id, found, xml.MOST_PARTS))
+
+    async def _list_uploads(self, call: Call) -> Response:
+        found = [
+            (upload.key, id, at)
+            for id, upload, at in await self._parts.all()
+            if upload.storage == call.storage.name
+            and upload.key.startswith(call.query.get("prefix", ""))
+            and call.storage.allows(call.who, upload.key, "write")
+        ]
+        return _xml(xml.uploads(call.bucket, found))
+
+
+# --- requests ---------------------------------------------------------------------------------------------------------
+
+
+def _raw(request: Request) -> str:
+    raw: bytes = request.scope.get("raw_path") or request.scope["path"].encode()
+    return raw.decode("latin-1")
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "surrogateescape")
+
+
+def _decoded(path: str) -> str:
+    try:
+        return unquote_to_bytes(path).decode()
+    except UnicodeDecodeError:
+        raise Refusal("InvalidURI", "a key is UTF-8") from None
+
+
+def _unmounted(asked: Asked) -> Asked:
+    """The same request as a client signs it that takes host and path of its endpoint for the name of a host."""
+    place = re.match(rf"/.*?/s3_proxy/{ROOM}/[^/]+", asked.path)
+    if place is None:
+        return asked
+    headers = [(name, value + place[0].lower() if name == "host" else value) for name, value in asked.headers]
+    return replace(asked, path=asked.path[place.end() :] or "/", headers=headers)
+
+
+def _described(asked: Asked) -> dict[str, str | None]:
+    kind, disposition = asked.header("content-type"), asked.header("content-disposition")
+    if kind == "binary/octet-stream":  # what S3's own clients say of what they know nothing of
+        kind = None
+    return {"content_type": kind, "content_disposition": disposition}
+
+
+def _only_if_absent(asked: Asked) -> bool:
+    if asked.header("if-match") is not None:
+        raise Refusal("NotImplemented", "writes take If-None-Match: * and no other condition")
+    condition = asked.header("if-none-match")
+    if condition not in (None, "*"):
+        raise Refusal("NotImplemented", "writes take If-None-Match: * and no other condition")
+    return condition is not None
+
+
+def _number(call: Call) -> int:
+    text = call.query.get("partNumber", "")
+    if not (text.isascii() and text.isdigit() and len(text) < 6):
+        raise Refusal("InvalidArgument", "partNumber is a number")
+    return int(text)
+
+
+def _untoken(token: str) -> str:
+    try:
+        return urlsafe_b64decode(token.encode()).decode()
+    except ValueError:
+        raise Refusal("InvalidArgument", "this continuation token is none of ours") from None
+
+
+class _Kept:
+    """A stream that remembers why it ended, where whoever reads it makes another error of it."""
+
+    def __init__(self, body: AsyncIterator[bytes]) -> None:
+        self._body = body
+        self.error: Exception | None = None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._body:
+                yield chunk
+        except Exception as error:
+            self.error = error
+            raise
+
+
+async def _page(
+    storage: Storage, prefix: str, delimiter: str, after: str | None, limit: int
+) -> tuple[list[Meta], list[str], str | None]:
+    """Objects, folders, and where to go on."""
+    if limit == 0:
+        return [], [], None
+    if delimiter:
+        level = await storage.level(prefix, after=after, limit=limit)
+        return list(level.objects), list(level.folders), level.after
+    found = await storage.list(prefix, after=after, limit=limit + 1)
+    more = len(found) > limit or len(found) == 1000  # of which there are at most a thousand
+    found = found[:limit]
+    return found, [], found[-1].key if more else None
+
+
+# --- answers ----------------------------------------------------------------------------------------------------------
+
+
+async def _told(request: Request, work: Callable[[], Awaitable[Response]]) -> Response:
+    """The response, or S3's XML for what went wrong."""
+    try:
+        return await work()
+    except Refusal as error:
+        code, message = error.code, str(error)
+    except ObjectsError as error:
+        code, message = _KINDS[error.kind], str(error)
+    except StoreError as error:
+        code, message = "ServiceUnavailable", str(error)
+    await _take_in(request)
+    return _error(request, code, message)
+
+
+def _error(request: Request, code: str, message: str) -> Response:
+    id = secrets.token_hex(8)
+    body = "" if request.method == "HEAD" else xml.error(code, message, request.url.path, id)
+    response = _xml(body, xml.STATUS[code])
+    response.headers["x-amz-request-id"] = id
+    return response
+
+
+async def _take_in(request: Request) -> None:
+    """What a client still sends of a body that is not wanted: it would not see the answer before it is through."""
+    length = request.headers.get("content-length", "")
+    if request.headers.get("expect") or not length.isdigit() or int(length) > MOST_UNREAD:
+        return
+    try:
+        async for _ in request.stream():
+            pass
+    except (ClientDisconnect, RuntimeError):  # gone, or taken in already
+        pass
+
+
+def _xml(text: str, status: int = 200) -> Response:
+    return Response(text, status, media_type="application/xml")
+
+
+async def _read(request: Request, storage: Storage, key: str, query: Mapping[str, str]) -> Response:
+    """The object, the range of it, or only its headers."""
+    span = _RANGE.fullmatch(request.headers.get("range", ""))
+    if span is not None and not (span[1] or span[2]):
+        span = None
+    head = request.method == "HEAD"
+    start, end = 0, None
+    if span is not None and span[1]:
+        start, end = int(span[1]), int(span[2]) + 1 if span[2] else None
+        if end is not None and end <= start:
+            span, start, end = None, 0, None
+    if head or (span is not None and not span[1]):
+        meta = await storage.head(key)
+        if span is not None and not span[1]:
+            start, end = max(0, meta.size - int(span[2])), meta.size
+        if span is not None and start >= meta.size:
+            raise Refusal("InvalidRange", f"the object has {meta.size} bytes")
+        reading = None
+        if not head:
+            reading = await storage.get(key, start=start, end=end)
+    else:
+        reading = await storage.get(key, start=start, end=end)
+        meta = reading.meta
+        if span is not None and start >= meta.size:
+            reading.close()
+            raise Refusal("InvalidRange", f"the object has {meta.size} bytes")
+    until = meta.size if end is None else min(end, meta.size)
+    unchanged = _condition(request, meta)
+    if unchanged is not None:
+        if reading is not None:
+            reading.close()
+        return unchanged
+    headers = {
+        "etag": xml.etag(meta.etag),
+        "last-modified": format_datetime(meta.modified, usegmt=True),
+        "content-type": query.get("response-content-type") or meta.content_type or "binary/octet-stream",
+        "content-length": str(until - start),
+        "accept-ranges": "bytes",
+        "content-security-policy": "default-src 'none'; sandbox",  # a page among the objects is not one of ours
+    }
+    if disposition := query.get("response-content-disposition"):
+        headers["content-disposition"] = disposition
+    if span is not None:
+        headers["content-range"] = f"bytes {start}-{until - 1}/{meta.size}"
+    return Content(206 if span is not None else 200, headers, reading)
+
+
+def _condition(request: Request, meta: Meta) -> Response | None:
+    """304 or 412, when the client has this very version or wanted another one."""
+    tag = xml.etag(meta.etag)
+
+    def among(text: str) -> bool:
+        return text.strip() == "*" or tag in [xml.etag(each.strip()) for each in text.split(",")]
+
+    none, match = request.headers.get("if-none-match"), request.headers.get("if-match")
+    if match is not None and not among(match):
+        raise Refusal("PreconditionFailed", "the object is another version")
+    since = _date(request.headers.get("if-unmodified-since"))
+    if match is None and since is not None and meta.modified.replace(microsecond=0) > since:
+        raise Refusal("PreconditionFailed", "the object was modified since")
+    since = _date(request.headers.get("if-modified-since"))
+    same = among(none) if none is not None else since is not None and meta.modified.replace(microsecond=0) <= since
+    return Response(status_code=304, headers={"etag": tag}) if same else None
+
+
+def _date(text: str | None) -> datetime | None:
+    try:
+        found = parsedate_to_datetime(text or "")
+    except ValueError:
+        return None
+    return found if found.tzinfo else None
+
+
+class Content(Response):
+    """An object on its way: chunk after chunk, no faster than the client takes them, and no longer than it is there."""
+
+    def __init__(self, status: int, headers: Mapping[str, str], reading: Reading | None) -> None:
+        super().__init__(status_code=status)
+        self.raw_headers = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
+        self._reading = reading
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        gone = asyncio.ensure_future(_gone(receive))
+        try:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            if self._reading is not None:
+                async for chunk in self._reading:
+                    if gone.done():
+                        return
+                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            gone.cancel()
+            if self._reading is not None:
+                self._reading.close()
+
+
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+class _Slow(Response):
+    """The answer to an upload that takes long to put together: 200 and blanks, then how it went. As S3 does it."""
+
+    def __init__(self, request: Request, work: asyncio.Future[Meta], done: Callable[..., str]) -> None:
+        super().__init__(status_code=200, media_type="application/xml")
+        del self.headers["content-length"]
+        self._request = request
+        self._work = work
+        self._done = done
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await send({"type": "http.response.body", "body": xml.HEAD.encode(), "more_body": True})
+            while not (await asyncio.wait({self._work}, timeout=PATIENCE))[0]:
+                await send({"type": "http.response.body", "body": b" ", "more_body": True})
+            try:
+                text = self._done(self._work.result().etag, head=False)
+            except (ObjectsError, Refusal) as error:
+                code = error.code if isinstance(error, Refusal) else _KINDS[error.kind]
+                text = xml.error(code, str(error), self._request.url.path, secrets.token_hex(8), head=False)
+            await send({"type": "http.response.body", "body": text.encode(), "more_body": False})
+        finally:
+            self._work.cancel()
