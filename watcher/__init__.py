@@ -6,15 +6,17 @@ from watcher.context import gap, get_resource, get_state, get_state_path, get_va
 from watcher.trigger import trigger
 
 if TYPE_CHECKING:
-    from watcher.connections.helpers import mongo, postgres, redis
+    from watcher.connections.helpers import mongo, mysql, postgres, redis
 
 __all__ = [
+    "gap",
     "get_resource",
     "get_state",
     "get_state_path",
     "get_variable",
     "http",
     "mongo",
+    "mysql",
     "postgres",
     "redis",
     "set_state",
@@ -24,7 +26,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Loaded when a script asks for it: most never do."""
-    if name in ("mongo", "postgres", "redis"):
+    if name in ("mongo", "mysql", "postgres", "redis"):
         from watcher.connections import helpers
 
         return getattr(helpers, name)

@@ -17,6 +17,7 @@ from watcher.values import Json
 if TYPE_CHECKING:
     from psycopg import AsyncConnection, Connection
     from pymongo import AsyncMongoClient, MongoClient
+    from pymysql.connections import Connection as MySQLConnection
 
 T = TypeVar("T")
 Resource = str | Mapping[str, Json]
@@ -74,7 +75,17 @@ class _Redis:
         return _kept(client, client.close)
 
 
+class _MySQL:
+    """``connection = mysql.sync("u/me/db")``: MySQL and MariaDB, whose client has no other way."""
+
+    def sync(self, resource: Resource, **options: Any) -> MySQLConnection[Any]:
+        """pymysql's Connection, open."""
+        connection = clients.mysql_sync(_value("mysql", resource), **options)
+        return _kept(connection, connection.close)
+
+
 postgres = _Postgres()
+mysql = _MySQL()
 mongo = _Mongo()
 redis = _Redis()
 
