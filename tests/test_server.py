@@ -18,6 +18,7 @@ from tests.support.scripts import write
 from watcher.errors import StoreError
 from watcher.http.fetcher import Fetcher
 from watcher.jobs import Jobs
+from watcher.objects import Objects
 from watcher.resolve import Resolver
 from watcher.scripts import Scripts
 from watcher.server import CannotListen, Listener, api, bind, site, url, windmill
@@ -62,7 +63,8 @@ class Site:
         self.jobs = Jobs(lambda: self.config, db, scripts, fetcher, resolver, now)
         self.ready: tuple[bool, Json] = (True, {"ready": True})
         figures = Figures(db, now, lambda: self.config, lambda name: None)
-        desk = Desk(lambda: self.config, db, now, self.jobs, resolver)
+        objects = Objects(lambda: self.config, resolver.resource)
+        desk = Desk(lambda: self.config, db, now, self.jobs, resolver, objects=objects)
         self.application = site.application(
             [
                 *api.routes(self.readiness, figures.text),

@@ -16,7 +16,6 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from watcher.errors import Conflict, ResolveError, SecretError, StoreError
-from watcher.objects import Objects
 from watcher.resource_types import Unfit
 from watcher.server.guard import Principal
 from watcher.staging import Changed, Ended, Refused
@@ -24,6 +23,7 @@ from watcher.values import Json
 
 if TYPE_CHECKING:
     from watcher.jobs import Jobs
+    from watcher.objects import Objects
     from watcher.resolve import Resolver
     from watcher.secrets import Key
     from watcher.staging import Session, Sessions, States
@@ -49,10 +49,7 @@ class Desk:
     resolver: Resolver
     key: Key | None = None
     draining: Callable[[], bool] = lambda: False
-    objects: Objects = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "objects", Objects(self.config, self.resolver.resource))
+    objects: Objects = field(kw_only=True)
 
     @property
     def states(self) -> States:
