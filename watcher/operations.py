@@ -13,14 +13,15 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from watcher import config as configuration
-from watcher import resource_types
+from watcher import connections, resource_types
 from watcher.config import units
 from watcher.errors import ConfigError, SecretError, StoreError, TriggerError, WatcherError
 from watcher.failpoint import failpoint
-from watcher.log import mask
+from watcher.log import mask, register
 from watcher.store import audit
 from watcher.store import deliveries as delivery_store
 from watcher.store import flows as flow_store
@@ -627,17 +628,87 @@ async def resource_set(op: Operator, path: str, type: str, value: Json, descript
     """Create or replace a resource. Raises Unfit when its type is known and the value is none of it."""
     if path in op.config().resources:
         raise Unsuited(f"{path} is set in the configuration file, which goes first: change it there")
-    async with op.db.read() as tx:
-        own = await resource_store.get_type(tx, type)
-    known = resource_types.SHIPPED.get(type) or (own and (own.description, own.json_schema))
-    if known:
-        resource_types.check(type, known[1], value)
+    await _fits(op, type, value)
     now = op.clock()
     version = await op.db.write(
         lambda tx: resource_store.put(tx, path, type, value, now, description=description, by="operator")
     )
     await _note(op, "resource.set", path)
     return {"path": path, "type": type, "version": version}
+
+
+async def _fits(op: Operator, type: str, value: Json) -> None:
+    async with op.db.read() as tx:
+        own = await resource_store.get_type(tx, type)
+    known = resource_types.SHIPPED.get(type) or (own and (own.description, own.json_schema))
+    if known:
+        resource_types.check(type, known[1], value)
+
+
+@_verb
+async def resource_add(
+    op: Operator, type: str, url: str, path: str | None = None, description: str = "", replace: bool = False
+) -> Json:
+    """A resource out of a connection string, its secrets in secret variables beside it.
+
+    Raises Typo, Unfit, and Unsuited for a path that is taken unless it is to be ``replace``d.
+    """
+    if type not in connections.TYPES:
+        raise Unknown(f"no connection string makes a {type}{did_you_mean(type, connections.TYPES)}; see `resource set`")
+    found = connections.parse(type, url)
+    hidden = connections.secrets(found.type, found.value)
+    for secret in hidden.values():
+        register(secret)
+    path = path or connections.suggested_path(found)
+    if not replace and await _taken(op, path):
+        raise Unsuited(f"there is a resource {path}: name another path with --path, or --replace it")
+    if path in op.config().resources:
+        raise Unsuited(f"{path} is set in the configuration file, which goes first: change it there")
+    if hidden and op.key is None:
+        raise SecretError(connections.without_key(path, found))
+    value, variables = connections.apart(path, found)
+    await _fits(op, found.type, value)
+    now = op.clock()
+
+    async def put(tx: Tx) -> int:
+        for name, secret in variables.items():
+            sealed = _key(op).encrypt(name, secret)
+            await variable_store.put(tx, name, sealed, now, is_secret=True, description=f"of resource {path}")
+        return await resource_store.put(tx, path, found.type, value, now, description=description, by="operator")
+
+    version = await op.db.write(put)
+    await _note(op, "resource.set", path)
+    return {
+        "path": path, "type": found.type, "version": version, "value": value, "variables": list(variables),
+        "notes": list(found.notes),
+    }  # fmt: skip
+
+
+async def _taken(op: Operator, path: str) -> bool:
+    async with op.db.read() as tx:
+        return await resource_store.get(tx, path) is not None
+
+
+@_read
+async def resource_test(op: Operator, path: str, timeout: float = 10.0) -> Json:  # noqa: ASYNC109 -- kept by the probe
+    """Connect to what a resource describes, from where this runs, and say what is wrong and what to do about it."""
+    from watcher.connections.probe import TESTED, probe
+    from watcher.objects import Objects
+    from watcher.resolve import Resolver
+
+    type = (await resource_get(op, path))["type"]
+    if type not in TESTED:
+        raise Unsuited(f"{path} is of type {type}, which cannot be tested: {', '.join(TESTED)} can")
+    resolver = Resolver(op.config, op.db, op.key)
+    value = await resolver.resource(path)
+    await _fits(op, type, value)
+    store = Objects(op.config, resolver.resource).of_resource
+    started = monotonic()
+    verdict = await probe(type, value, timeout, store)
+    return {
+        "path": path, "type": type, "ok": verdict.ok, "kind": verdict.kind, "said": mask(verdict.said),
+        "do": mask(verdict.do), "version": verdict.version, "seconds": round(monotonic() - started, 3),
+    }  # fmt: skip
 
 
 @_verb

@@ -116,6 +116,55 @@ def resource_set(
     show.give(done, as_json, lambda _: show.words(f"{path} is set"))
 
 
+@resource.command("add")
+def resource_add(
+    type: Annotated[str, typer.Argument(metavar="TYPE", help="postgresql, mysql, mongodb, redis or upstash.")],
+    url: Annotated[
+        str | None, typer.Argument(metavar="URL", help="A connection string; leave it out to type or pipe it unseen.")
+    ] = None,
+    path: Annotated[str | None, typer.Option("--path", help="Such as u/admin/db (default: by its database).")] = None,
+    description: Description = "",
+    replace: Annotated[bool, typer.Option("--replace", help="Put it in place of the one that is there.")] = False,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a resource out of a connection string; its password becomes a secret variable."""
+    given = url if url is not None else _from_stdin(True)
+    done = call(config, "resource_add", type=type, url=given, path=path, description=description, replace=replace)
+
+    def render(done: Json) -> None:
+        for note in done["notes"]:
+            show.words(f"note: {note}")
+        for name in done["variables"]:
+            show.words(f"{name} holds the secret, encrypted")
+        if url is not None and done["variables"]:
+            show.words("the shell's history holds it too: next time leave out the URL, and you are asked for it")
+        show.words(f"{done['path']} is set; try it with `watcher resource test {done['path']}`")
+
+    show.give(done, as_json, render)
+
+
+@resource.command("test")
+def resource_test(
+    path: Where,
+    timeout: Annotated[float, typer.Option("--timeout", min=0.1, max=300, help="Seconds.")] = 10.0,
+    config: ConfigFile = None,
+    as_json: AsJson = False,
+) -> None:
+    """Connect to what a resource describes. Exit code 1, and what to do, when something is wrong."""
+    done = call(config, "resource_test", path=path, timeout=timeout)
+
+    def render(done: Json) -> None:
+        word = "OK" if done["ok"] else "FAIL"
+        print(f"{show.paint(word, show.colour_of(word), sys.stdout)}  {done['said']}")
+        if done["do"]:
+            print(f"      {done['do']}")
+
+    show.give(done, as_json, render)
+    if not done["ok"]:
+        raise typer.Exit(1)
+
+
 def _json(text: str) -> Json:
     try:
         return json.loads(text)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,9 @@ from watcher.connections import mongodb, mysql, postgresql, redis, upstash
 from watcher.connections.text import Split, Typo, blanked, split
 from watcher.values import Json
 
-__all__ = ["TYPES", "Connection", "Typo", "parse", "secrets", "shown", "write"]
+__all__ = [
+    "TYPES", "Connection", "Typo", "apart", "parse", "secrets", "shown", "suggested_path", "without_key", "write",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,3 +89,50 @@ def secrets(type: str, value: Mapping[str, Any]) -> dict[str, str]:
         if isinstance(inner, str) and inner and not inner.startswith("$"):
             found[field] = inner
     return found
+
+
+def apart(path: str, found: Connection) -> tuple[dict[str, Json], dict[str, str]]:
+    """The value as it is stored, and the secret variables that it then names: their paths and texts."""
+    value, variables = dict(found.value), {}
+    for field, secret in secrets(found.type, found.value).items():
+        name = f"{path}_{field.rpartition('.')[2]}"
+        variables[name] = secret
+        value = _with(value, field.split("."), f"$var:{name}")
+    return value, variables
+
+
+def _with(value: Mapping[str, Any], field: Sequence[str], new: str) -> dict[str, Json]:
+    first, *rest = field
+    return {**value, first: _with(value[first], rest, new) if rest else new}
+
+
+def suggested_path(found: Connection) -> str:
+    """Where a resource goes that was given no path: ``u/admin/NAME_OF_THE_DATABASE``."""
+    value = found.value
+    name = str(
+        value.get("dbname") or value.get("database") or (value.get("db") if found.type == "mongodb" else "") or ""
+    )
+    return f"u/admin/{re.sub(r'[^A-Za-z0-9_]+', '_', name).strip('_') or found.type}"
+
+
+def without_key(path: str, found: Connection) -> str:
+    """What to do where nothing can be encrypted, without the secrets."""
+    value = dict(found.value)
+    names = []
+    for field in secrets(found.type, value):
+        names.append(re.sub(r"\W", "_", f"{path.rpartition('/')[2]}_{field.rpartition('.')[2]}").upper())
+        value = _with(value, field.split("."), f"$env:{names[-1]}")
+    return (
+        "there is no key to encrypt the password with. Make one (`watcher secret new-key FILE`, then "
+        'secret_key_file = "FILE" in the configuration) and add it again; or leave the password in the environment of '
+        f"the service, as {' and '.join(names)}, and write into the configuration\n\n"
+        f'[resources."{path}"]\ntype = "{found.type}"\nvalue = {_toml(value)}\n'
+    )
+
+
+def _toml(value: Json) -> str:
+    if isinstance(value, Mapping):
+        return f"{{ {', '.join(f'{name} = {_toml(each)}' for name, each in value.items())} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value, ensure_ascii=False)

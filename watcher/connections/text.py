@@ -11,7 +11,8 @@ from urllib.parse import quote, unquote
 from watcher.errors import WatcherError
 from watcher.values import Json
 
-MASK = "*****"  # as the log has it, whose module is too heavy for a worker
+MASK = "*****"
+"""What stands in place of a secret, as in the log, whose module is too heavy for a worker."""
 MOST = 16 * 1024
 """Characters of a connection string."""
 
@@ -412,14 +413,16 @@ def blanked(text: str) -> tuple[str, Callable[[int], int]]:
 
 
 def _holes(text: str) -> list[tuple[int, int]]:
-    """Where secrets may stand. Too much is blanked rather than too little: the text may be mistaken anywhere."""
+    """Where secrets may stand. Too much is blanked rather than too little: the text may be mistaken anywhere.
+
+    Whatever the log would blank is among them, else it would move the text away from its carets.
+    """
     scheme = _SCHEME.match(text)
     start = scheme.end() if scheme else 0
     at = text.rfind("@")
     holes: list[tuple[int, int]] = []
     if at >= start:
-        colon = text.find(":", start, at)
-        holes.append((colon + 1 if colon >= 0 else start, at))
+        holes.append((start, at))  # the user too, as the log has it
     else:
         # Perhaps the @HOST was forgotten.
         authority = re.compile(r"[^/?#]*").match(text, start)
