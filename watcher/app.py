@@ -29,6 +29,7 @@ from watcher.http.fetcher import Fetcher
 from watcher.http.sender import Sender
 from watcher.jobs import Jobs
 from watcher.notify import Notifier
+from watcher.objects import Objects
 from watcher.operations import Operator
 from watcher.resolve import Resolver
 from watcher.run import Runner
@@ -38,7 +39,7 @@ from watcher.secrets import load_key
 from watcher.server import Listener, api, bind, site, windmill
 from watcher.server import url as url_of
 from watcher.server.figures import Figures
-from watcher.server.guard import Principal, same
+from watcher.server.guard import JOB_SCOPES, Principal, same
 from watcher.staging import Sessions
 from watcher.store import db as store_db
 from watcher.store import meta, migrate, retention
@@ -48,8 +49,6 @@ from watcher.values import Config, Flow, Json, Server
 
 _log = log.get("app")
 
-JOB_SCOPES = ("jobs", "resources", "resource_types", "variables", "users")
-"""What a running script may do by its token."""
 GRACE = 25.0  # seconds that a stop waits for what is in flight
 FLUSH_EVERY = 60.0
 PRUNE_EVERY = 3600.0
@@ -108,6 +107,7 @@ class Runtime:
         await self.follow(config)
         self.key = load_key(self.environ, config.secret_key_file)
         self.resolver = Resolver(lambda: self.config, self.db, self.key)
+        self.objects = Objects(lambda: self.config, self.resolver.resource)
         self.fetcher = Fetcher(config.http, self.clock)
         stack.push_async_callback(self.fetcher.close)
         self.sessions = Sessions(self._reachable)
@@ -153,7 +153,9 @@ class Runtime:
 
     def desk(self) -> windmill.Desk:
         """What Windmill's endpoints work on."""
-        return windmill.Desk(lambda: self.config, self.db, self.clock, self.jobs, self.resolver, self.key)
+        return windmill.Desk(
+            lambda: self.config, self.db, self.clock, self.jobs, self.resolver, self.key, objects=self.objects
+        )
 
     async def job_of(self, token: str) -> Principal | None:
         """The running job that this token was given to. Raises Ended when it is over."""

@@ -21,6 +21,8 @@ STREAMED = re.compile(r"/api/w/[^/]+/(?:s3_proxy/.*|job_helpers/upload_s3_file)"
 """Paths whose bodies are objects: of any size, and read by the route itself, which bounds them."""
 SIGNED = re.compile(r"/api/w/[^/]+/s3_proxy/.*", re.DOTALL)
 """Paths whose requests carry a signature of their own instead of a token. The route checks it."""
+JOB_SCOPES = ("jobs", "resources", "resource_types", "variables", "users", "objects")
+"""What a running script may do by its token."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),

@@ -16,6 +16,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from watcher.errors import Conflict, ResolveError, SecretError, StoreError
+from watcher.objects import EVERY, Who
 from watcher.resource_types import Unfit
 from watcher.server.guard import Principal
 from watcher.staging import Changed, Ended, Refused
@@ -35,6 +36,7 @@ Endpoint = Callable[[Request], Awaitable[Response]]
 
 LARGE = 256 * 1024  # bytes; larger bodies are parsed beside the loop, so that no other request is late
 LONGEST_PATH = 255
+_FOLDER = {kind: re.compile(rf"resources:{kind}:f/([^/*]+)(?:/\*)?") for kind in ("read", "write")}
 _FORBIDDEN = re.compile(r"[?#%\\\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -87,6 +89,24 @@ def who(request: Request) -> Principal:
     """Whoever asks."""
     principal: Principal = request.scope["principal"]
     return principal
+
+
+def who_is(principal: Principal) -> Who:
+    """Somebody as the permissions of object storage see them: folders are those in which the token's scopes let it
+    read or write resources."""
+    name = "watcher" if principal.session is not None else principal.name
+    folders: dict[str, list[str]] = {"read": [], "write": []}
+    for kind, names in folders.items():
+        if principal.may(f"resources:{kind}:f"):
+            names.append(EVERY)
+        else:
+            names += [found[1] for scope in principal.scopes if (found := _FOLDER[kind].fullmatch(scope))]
+    return Who(
+        name,
+        admin=principal.may("*"),
+        folders_read=tuple(folders["read"]),
+        folders_write=tuple(folders["write"]),
+    )
 
 
 def job(request: Request) -> Session | None:

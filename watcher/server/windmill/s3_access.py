@@ -18,8 +18,8 @@ from starlette.routing import BaseRoute
 from watcher.errors import ObjectsError
 from watcher.objects import PRIMARY, S3Object, Storage
 from watcher.server.windmill import s3_settings
-from watcher.server.windmill.desk import Desk, fields, job, who
-from watcher.server.windmill.s3_proxy import REGION, ROOM, bucket_of, who_is
+from watcher.server.windmill.desk import Desk, fields, job, who, who_is
+from watcher.server.windmill.s3_proxy import REGION, ROOM, bucket_of
 from watcher.server.windmill.s3_settings import Bucket, NoSettings
 from watcher.server.windmill.signing import USUAL, Signing
 from watcher.values import UNSET, Json

@@ -27,10 +27,10 @@ from starlette.types import Receive, Scope, Send
 from watcher import log
 from watcher.errors import ObjectsError, StoreError
 from watcher.objects import Action, Meta, Reading, Storage, Who, bounded
-from watcher.server.guard import Principal
+from watcher.server.guard import JOB_SCOPES, Principal
 from watcher.server.windmill import s3_xml as xml
 from watcher.server.windmill import sigv4
-from watcher.server.windmill.desk import Desk
+from watcher.server.windmill.desk import Desk, who_is
 from watcher.server.windmill.s3_parts import Parts, Upload
 from watcher.server.windmill.signing import Signing, stands_for
 from watcher.server.windmill.sigv4 import Asked, Refusal
@@ -87,12 +87,6 @@ def bucket_of(storage: Storage) -> str:
     return "objects"
 
 
-def who_is(principal: Principal) -> Who:
-    """Whoever asks, as the permissions of a storage see them."""
-    name = "watcher" if principal.session is not None else principal.name
-    return Who(name, admin=principal.may("*"))
-
-
 @dataclass(slots=True)
 class Call:
     """One signed request, proven: what is asked of which object, by whom."""
@@ -115,7 +109,7 @@ class Call:
         """Raise ObjectsError, kind ``denied``, or Refusal."""
         changes = action in ("write", "delete")
         if not self.principal.may(f"objects:{'write' if changes else 'read'}"):
-            raise Refusal("AccessDenied", "this token was not made for objects: its scopes have no objects")
+            raise Refusal("AccessDenied", "this token was not made for objects: objects is none of its scopes")
         if changes and self.principal.session is not None and self.principal.session.dry:
             raise Refusal("AccessDenied", "this job only looks (`watcher plan`): nothing is changed by it")
         self.storage.check(self.who, self.key if key is None else key, action)
@@ -198,7 +192,8 @@ class Proxy:
         asked = Asked(request.method, raw, request.scope["query_string"].decode("latin-1"), headers)
         claimed = sigv4.claim(asked)
         if claimed is None:
-            raise Refusal("AccessDenied", "this address takes requests signed with AWS's Signature Version 4")
+            version = "AWS's Signature Version 4 (boto3: Config(signature_version='s3v4'))"
+            raise Refusal("AccessDenied", f"requests are signed here, with {version}")
         sigv4.check_time(claimed, now)
         secret = await self._secret(asked, claimed)
         principal = await self._principal(claimed.access_key, now)
@@ -234,7 +229,7 @@ class Proxy:
             session = self._desk.sessions.of_digest(stands.digest)
             if session is None:
                 raise Refusal("ExpiredToken", "the job of this key is over, or was superseded")
-            return Principal(f"job {session.job_id}", ("objects",), session)
+            return Principal(f"job {session.job_id}", JOB_SCOPES, session)
         async with self._desk.db.read() as tx:
             row = await tokens.get(tx, stands.digest, now)
         if row is None:
@@ -284,7 +279,7 @@ class Proxy:
     async def _list(self, call: Call) -> Response:
         """Only what the caller may list is shown, and so a page may have less on it than was asked for."""
         if not call.principal.may("objects:read"):
-            raise Refusal("AccessDenied", "this token was not made for objects: its scopes have no objects")
+            raise Refusal("AccessDenied", "this token was not made for objects: objects is none of its scopes")
         query, version = call.query, 2 if call.query.get("list-type") == "2" else 1
         prefix, delimiter = query.get("prefix", ""), query.get("delimiter", "")
         if delimiter not in ("", "/"):
