@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from watcher.server.windmill import jobs, resources, s3_access, s3_proxy, types, users, variables
+from watcher.server.windmill import jobs, objects, resources, s3_access, s3_proxy, types, users, variables
 from watcher.server.windmill.desk import Desk
 
 __all__ = ["Desk", "routes"]
@@ -23,6 +23,7 @@ def routes(desk: Desk) -> list[BaseRoute]:
         *resources.routes(desk),
         *variables.routes(desk),
         *jobs.routes(desk),
+        *objects.routes(desk),
         *s3_access.routes(desk),
         *s3_proxy.routes(desk),
         Route("/api/{rest:path}", _unknown, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
