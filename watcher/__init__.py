@@ -17,6 +17,7 @@ __all__ = [
     "http",
     "mongo",
     "mysql",
+    "objects",
     "postgres",
     "redis",
     "set_state",
