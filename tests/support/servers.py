@@ -234,9 +234,7 @@ class MariaDB(Server):
         super().start(seconds)
 
     def _set_up(self) -> None:
-        program = shutil.which("mariadb-install-db", path=_programs())
-        if not program:
-            missing("mariadb (Debian's mariadb-server)")
+        program = shutil.which("mariadb-install-db", path=_programs()) or missing("mariadb (Debian's mariadb-server)")
         subprocess.run(
             [program, "--no-defaults", f"--datadir={self.folder / 'data'}", "--auth-root-authentication-method=normal",
              "--skip-test-db", *_as_root()],
