@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import re
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -19,6 +22,7 @@ from tests.support import site as s
 from tests.support.site import Answer, Site
 from watcher.errors import DeliveryError
 from watcher.http import Sender
+from watcher.http.wire import explain
 from watcher.values import Request
 
 BRIEF = timedelta(seconds=0.3)
@@ -199,6 +203,93 @@ async def test_a_connection_that_the_receiver_closed_meanwhile(site: Site, sende
     for _ in range(5):
         assert (await sender.send(post(url), timeout=BRIEF)).status == 200
     assert site.connections == 5
+
+
+class Raw:
+    """A server that answers the n-th request of a connection with whatever the test gives, or hangs up."""
+
+    def __init__(self, *answers: Sequence[bytes] | None) -> None:
+        self.answers = answers  # in pieces; None closes the connection instead
+        self.asked: list[bytes] = []
+        self.connections = 0
+        self.serving: set[asyncio.Task[Any]] = set()
+
+    async def __aenter__(self) -> Raw:
+        self.server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}/x"
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.server.close()
+        for task in self.serving:
+            task.cancel()
+        await asyncio.gather(*self.serving, return_exceptions=True)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self.serving.add(asyncio.current_task())  # type: ignore[arg-type]
+        try:
+            await self.answer(reader, writer)
+        finally:
+            writer.transport.abort()
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            for pieces in self.answers:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = re.search(rb"content-length: (\d+)", head.lower())
+                self.asked.append(await reader.readexactly(int(length[1])) if length else b"")
+                if pieces is None:
+                    break
+                for piece in pieces:
+                    writer.write(piece)
+                    await asyncio.sleep(0.01 if len(pieces) > 1 else 0)
+            writer.close()
+            await writer.wait_closed()
+
+
+FULL = b"HTTP/1.1 204 No Content\r\ncontent-length: 8\r\n\r\nsurprise"
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [[FULL], [FULL[:5], FULL[5:]], [FULL[:30], FULL[30:]], [FULL[:-8], FULL[-8:]], [FULL[:-10], FULL[-10:]],
+     [bytes([byte]) for byte in FULL],
+     [b"HTTP/1.1 204 No Content\r\ntransfer-encoding: chunked\r\n\r\n8\r\nsurprise\r\n0\r\n\r\n"]],
+)  # fmt: skip
+async def test_a_204_with_a_body_is_a_success_and_spoils_no_other(sender: Sender, pieces: list[bytes]) -> None:
+    async with Raw(pieces, pieces) as raw:
+        for number in range(3):
+            assert (await sender.send(post(raw.url), timeout=timedelta(seconds=2))).status == 204
+            assert len(raw.asked) == number + 1
+
+
+async def test_an_answer_whose_body_reads_like_a_204_is_kept_whole(sender: Sender) -> None:
+    body = FULL * 3
+    async with Raw([b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body), body]) as raw:
+        assert (await sender.send(post(raw.url), timeout=BRIEF)).body == body
+
+
+async def test_a_kept_connection_that_is_closed_costs_no_attempt(sender: Sender) -> None:
+    async with Raw([b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"], None) as raw:
+        for _ in range(5):
+            assert (await sender.send(post(raw.url), timeout=timedelta(seconds=2))).status == 200
+        assert raw.connections == 5
+        assert len(raw.asked) == 7  # two of them met a closed connection, and went out again on one of their own
+
+
+async def test_a_receiver_that_hangs_up_on_a_fresh_connection_is_not_asked_twice(sender: Sender) -> None:
+    async with Raw(None) as raw:
+        with pytest.raises(DeliveryError, match="closed it without an answer") as caught:
+            await sender.send(post(raw.url), timeout=timedelta(seconds=2))
+        assert (caught.value.kind, len(raw.asked)) == ("reset", 1)
+
+
+def test_a_receiver_that_does_not_read_to_the_end_is_told_without_the_address() -> None:
+    broken = aiohttp.ClientOSError(32, "Can not write request body for http://127.0.0.1/services/s3cret")
+    error = explain(broken)
+    assert error.kind == "reset"
+    assert str(error) == "the connection broke: the other side closed it before it had read the whole request"
 
 
 # --- TLS --------------------------------------------------------------------------------------------------------------

@@ -7,9 +7,11 @@ import socket
 from dataclasses import replace
 from datetime import timedelta
 
+import httpx
+
 from watcher.errors import DeliveryError
 from watcher.http.message import basic, redacted, without_userinfo
-from watcher.http.wire import LookUp, WireError, Wires, headers_of, read_start, start_of
+from watcher.http.wire import LookUp, Wire, WireError, Wires, headers_of, read_start, start_of
 from watcher.values import Request, Response
 
 
@@ -40,7 +42,7 @@ class Sender:
         answer = None
         try:
             async with asyncio.timeout(timeout.total_seconds()):
-                answer = await wire.send(request)
+                answer = await _sent(wire, request)
                 headers = headers_of(answer)
                 body = start_of(headers.get("content-encoding", ""), keep)
                 await read_start(answer, body)
@@ -58,6 +60,16 @@ class Sender:
 
     async def close(self) -> None:
         await self._wires.close()
+
+
+async def _sent(wire: Wire, request: Request) -> httpx.Response:
+    """Once more, at once, when a kept connection turns out to be closed: a request with an id may go out again."""
+    try:
+        return await wire.send(request)
+    except WireError as error:
+        if not error.stale:
+            raise
+    return await wire.send(request, anew=True)
 
 
 def _without_userinfo(request: Request) -> Request:

@@ -18,6 +18,7 @@ import httpx
 from httpx_aiohttp import AiohttpTransport
 
 from watcher.http import guard
+from watcher.http.connection import Connector, is_stale
 from watcher.http.inflate import Body, NotDecodable, TooLarge
 from watcher.values import Request
 
@@ -33,11 +34,15 @@ _AUTOMATIC = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
 
 
 class WireError(Exception):
-    """A request got no answer. ``kind``: dns, tls, refused, timeout, reset, guard, invalid, too_large or coding."""
+    """A request got no answer. ``kind``: dns, tls, refused, timeout, reset, guard, invalid, too_large or coding.
+
+    ``stale``: it was sent on a connection that the other side had closed meanwhile, and can go out again on another.
+    """
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+        self.stale = False
 
 
 class Wire:
@@ -51,29 +56,41 @@ class Wire:
         self._trust_env = trust_env
         self._look_up = look_up
         self._transport: AiohttpTransport | None = None
+        self._unkept: AiohttpTransport | None = None
 
-    async def send(self, request: Request) -> httpx.Response:
-        """Send and await the head of the answer; its body is read by `read`. Raises WireError. Follows nothing."""
+    async def send(self, request: Request, *, anew: bool = False) -> httpx.Response:
+        """Send and await the head of the answer; its body is read by `read`. Raises WireError. Follows nothing.
+
+        ``anew``: on a connection of its own, not on one that was kept.
+        """
         try:
             asked = httpx.Request(request.method, _url(request.url), headers=request.headers, content=request.body)
             if self._guarded and self._trust_env:
                 _refuse_proxy(request.url)
-            return await (self._transport or self._open()).handle_async_request(asked)
+            return await self._way(anew).handle_async_request(asked)
         except _TROUBLE as error:
             raise explain(error) from error
 
     async def close(self) -> None:
-        if self._transport is not None:
-            await self._transport.aclose()
-            self._transport = None
+        for transport in (self._transport, self._unkept):
+            if transport is not None:
+                await transport.aclose()
+        self._transport = self._unkept = None
 
-    def _open(self) -> AiohttpTransport:
-        connector = aiohttp.TCPConnector(
+    def _way(self, anew: bool) -> AiohttpTransport:
+        if anew:
+            self._unkept = self._unkept or self._open(force_close=True)
+            return self._unkept
+        self._transport = self._transport or self._open(keepalive_timeout=_KEEPALIVE_SECONDS)
+        return self._transport
+
+    def _open(self, **keeping: Any) -> AiohttpTransport:
+        connector = Connector(
             limit=0,  # callers limit themselves: a request must never queue in here, where nobody counts it
             ssl=_tls(),
             resolver=_Resolver(self._look_up, self._guarded),
             socket_factory=_checked_socket if self._guarded else None,
-            keepalive_timeout=_KEEPALIVE_SECONDS,
+            **keeping,
         )
         session = aiohttp.ClientSession(
             connector=connector,
@@ -83,8 +100,7 @@ class Wire:
             auto_decompress=False,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS),
         )
-        self._transport = AiohttpTransport(verify=_tls(), client=session)
-        return self._transport
+        return AiohttpTransport(verify=_tls(), client=session)
 
 
 class Wires:
@@ -154,6 +170,12 @@ async def read_start(response: httpx.Response, into: Body) -> None:
 
 def explain(error: BaseException) -> WireError:
     """What a library's exception means for whoever asked."""
+    meaning = _meaning(error)
+    meaning.stale = any(is_stale(cause) for cause in _causes(error))
+    return meaning
+
+
+def _meaning(error: BaseException) -> WireError:
     for cause in _causes(error):
         if isinstance(cause, guard.Denied):
             return WireError("guard", str(cause))
@@ -170,7 +192,7 @@ def explain(error: BaseException) -> WireError:
         if isinstance(cause, aiohttp.ClientResponseError):
             return WireError("reset", f"what came back is not HTTP: {_short(cause)}")
         if isinstance(cause, aiohttp.ClientError | ConnectionError):
-            return WireError("reset", f"the connection broke: {_short(cause)}")
+            return WireError("reset", f"the connection broke: {_broke(cause)}")
     if isinstance(error, ValueError | TypeError):  # a header with a line break, a name that no IDNA knows
         return WireError("invalid", f"the request cannot be sent: {_short(error)}")
     return WireError("reset", f"the connection broke: {_short(error)}")
@@ -277,6 +299,15 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
         else:
             yield one
         waiting.extend((one.__cause__, one.__context__))
+
+
+def _broke(error: BaseException) -> str:
+    """aiohttp's own words for the first of these quote the whole address, with whatever secret is in it."""
+    if isinstance(error, aiohttp.ClientOSError) and "write request body" in str(error):
+        return "the other side closed it before it had read the whole request"
+    if isinstance(error, aiohttp.ServerDisconnectedError):
+        return "the other side closed it without an answer"
+    return _short(error)
 
 
 def _short(error: BaseException) -> str:
