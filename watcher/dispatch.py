@@ -160,6 +160,7 @@ class Dispatcher:
         self._ended: list[_Ended] = []
         self._known: set[int] = set()  # claimed and not yet settled: a lapsed lease must not send them twice at once
         self._flying: Counter[str] = Counter()  # requests in flight, by flow
+        self._in_flight = 0  # of all flows
         self._tasks: set[asyncio.Task[None]] = set()
         self._event = asyncio.Event()
         self._flush: asyncio.TimerHandle | None = None
@@ -174,7 +175,7 @@ class Dispatcher:
     @property
     def in_flight(self) -> int:
         """Deliveries that are being sent, of all flows."""
-        return self._flying.total()
+        return self._in_flight
 
     def wake(self, flows: Collection[str]) -> None:
         """A hint that these flows are owed something."""
@@ -529,7 +530,7 @@ class Dispatcher:
                 for _ in range(min(wanted.room + wanted.target.freed, len(wanted.target.ready))):
                     self._spawn(self._deliver_on(self._next(wanted.target)))
             else:
-                self._flying[wanted.target.flow.name] += len(mine)
+                self._count(wanted.target, len(mine))
                 self._spawn(self._resolve_and_deliver(wanted, mine, expires))
 
     def _next(self, target: _Target) -> _Ready | None:
@@ -537,8 +538,12 @@ class Dispatcher:
         if not target.ready:
             target.freed += 1
             return None
-        self._flying[target.flow.name] += 1
+        self._count(target, 1)
         return target.ready.popleft()
+
+    def _count(self, target: _Target, requests: int) -> None:
+        self._flying[target.flow.name] += requests
+        self._in_flight += requests
 
     def _gather(self, wanted: _Claim, mine: Sequence[Delivery], instant: float) -> None:
         """Put deliveries to those that wait already; send when there are enough or the first has waited long enough."""
@@ -548,7 +553,7 @@ class Dispatcher:
         if gathering is None:
             expires = instant + (wanted.lease - MARGIN / 2 - target.flow.timeout).total_seconds()
             gathering = target.gathering = _Gathering(wanted, expires)
-            self._flying[target.flow.name] += 1
+            self._count(target, 1)
             if target.window:
                 target.window.take(1, instant)
             wait = batch.within.total_seconds()
@@ -682,12 +687,12 @@ class Dispatcher:
     def _end(self, wanted: _Claim, ended: Sequence[_Ended]) -> None:
         """One request ended. Outcomes are settled together: when half of what was in flight has ended, or after a short
         while."""
-        self._flying[wanted.target.flow.name] -= 1
+        self._count(wanted.target, -1)
         wanted.target.ended += 1
         if wanted.probe:
             wanted.target.probing = False
         self._ended += ended
-        if len(self._ended) >= self.in_flight:
+        if len(self._ended) >= self._in_flight:
             self._event.set()
         elif self._flush is None:
             self._flush = asyncio.get_running_loop().call_later(LINGER, self._flush_now)

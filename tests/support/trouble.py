@@ -6,16 +6,16 @@ import asyncio
 import json
 import os
 import sqlite3
-import sys
 import textwrap
 from collections import Counter
+from collections.abc import Collection
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from tests.support import site
+from tests.support import command, site
 from tests.support.receiver import Receiver
 from tests.support.service import ROOT, Service
 from watcher import control
@@ -103,13 +103,10 @@ class World:
 
     async def type(self, *arguments: str) -> tuple[int, str, str]:
         """One real command; exit code, standard output, standard error."""
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "watcher", *arguments, "--config", str(self.where / "watcher.toml"),
-            cwd=self.where, env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(self.where)},
-            stdin=asyncio.subprocess.DEVNULL, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        out, err = await process.communicate()
-        return process.returncode or 0, out.decode(), err.decode()
+        env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(self.where)}
+        named = [*arguments, "--config", str(self.where / "watcher.toml")]
+        done = await asyncio.to_thread(command.run, named, cwd=self.where, env=env)
+        return done.returncode, done.stdout, done.stderr
 
     async def status(self) -> dict[str, Any]:
         """By watcher's name."""
@@ -131,6 +128,15 @@ class World:
         """How often each (watcher, key) was received."""
         data = [request.json()["data"] for request in self.receiver.received]
         return Counter((one["watcher"], one["key"]) for one in data)
+
+    def tries(self, keys: Collection[tuple[str, str]]) -> list[tuple[str, str, str, int, float]]:
+        """Watcher, key, delivery's id, number of the attempt and time of each request about one of these items."""
+        told = [(request.json()["data"], request) for request in self.receiver.received]
+        return [
+            (data["watcher"], data["key"], request.id, request.attempt, request.at)
+            for data, request in told
+            if (data["watcher"], data["key"]) in keys
+        ]
 
     def longest_gap(self, path: str = "/good") -> float:
         """Seconds between two polls of the good watcher, at the longest: its interval plus how late it was."""

@@ -104,12 +104,13 @@ def headers(
     found = {
         "content-type": content_type,
         "user-agent": _user_agent(),
-        **{name.lower(): value for name, value in shape.headers(flow, delivery, but=resolved.headers).items()},
-        **{name.lower(): value for name, value in resolved.headers.items()},
-        "webhook-id": delivery.id,
-        "webhook-timestamp": str(int(now.timestamp())),
-        "x-watcher-attempt": str(delivery.attempt),
     }
+    if flow.headers:
+        own = {**shape.headers(flow, delivery, but=resolved.headers), **resolved.headers}
+        found |= {name.lower(): value for name, value in own.items()}
+    found["webhook-id"] = delivery.id
+    found["webhook-timestamp"] = str(int(now.timestamp()))
+    found["x-watcher-attempt"] = str(delivery.attempt)
     if flow.format == "cloudevents":
         found |= _binary(delivery)
     if resolved.secrets:

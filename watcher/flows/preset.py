@@ -21,6 +21,7 @@ MAX_WAIT = 24 * 3600.0
 
 ITEMS_FAULT = frozenset({400, 413, 422})
 TARGETS_FAULT = frozenset({401, 403, 404, 405, 410})
+_DELIVERED = Judgement(Verdict.DELIVERED)
 
 EMBEDDED = ("envelope", "plain", "cloudevents-structured")
 """Formats that fit into a field of an engine's own request."""
@@ -104,7 +105,7 @@ def judge_status(response: Response, now: datetime) -> Judgement:
     """
     status = response.status
     if 200 <= status < 300:
-        return Judgement(Verdict.DELIVERED)
+        return _DELIVERED
     note = f"answered {status}"
     if 300 <= status < 400:
         where = response.headers.get("location", "")[:200]

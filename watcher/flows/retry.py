@@ -47,7 +47,7 @@ def conclude(
         delivery,
         verdict,
         started_at,
-        max(0, (now - started_at) // timedelta(milliseconds=1)),
+        max(0, int((now - started_at).total_seconds() * 1000)),
         status_code=response.status if response else None,
         note=note,
         answer=response.body[:MAX_ANSWER] if response else b"",

@@ -166,11 +166,19 @@ async def claim(
     """
     rows = (await run_sql(tx, _CLAIM + ("FOR UPDATE OF delivery SKIP LOCKED" if is_postgres(tx) else ""),
                           (flow, micros(now), limit))).all()  # fmt: skip
-    lost = {row.seq: reason for row in rows if (reason := _unfit(row))}
-    suspects = [row.seq for row in rows if row.starts >= SUSPECT_STARTS and row.seq not in lost]
-    # One suspect at a time: whatever is sent beside the item that kills us shares its fate, and is not to blame.
-    waiting = {*lost, *suspects[1:]}
-    taken = [_delivery(row) for row in rows if row.seq not in waiting]
+    lost: dict[int, str] = {}
+    taken: list[Delivery] = []
+    suspected = False
+    for row in rows:
+        starts, sha256, found = _read(row)
+        if reason := _unfit(found, starts, sha256):
+            lost[found.seq] = reason
+        elif starts < SUSPECT_STARTS:
+            taken.append(found)
+        elif not suspected:
+            # One suspect at a time: what is sent beside the item that kills us shares its fate, and is not to blame.
+            suspected = True
+            taken.append(found)
     if lost:
         await _bury(tx, lost, now)
     if taken:
@@ -194,23 +202,24 @@ ORDER BY delivery.due_at, delivery.seq LIMIT ?
 """
 
 
-def _unfit(row: Any) -> str:
-    """Why a delivery must not be sent; empty when it may."""
-    if row.starts >= MAX_STARTS:
-        return f"crashed: started {row.starts} times and never ended; whatever sends it may be killed by it"
-    if row.item_id is None or row.watcher is None:
-        return "damaged: its item is gone from the database"
-    if checks.of_item(row.item_id, row.key, row.change, row.revision, row.payload) != row.sha256:
-        return "damaged: its item is not what was written"
-    return ""
-
-
-def _delivery(row: Any) -> Delivery:
-    seq, id, flow, attempts, _, failed, item_id, name, run_id, key, change, revision, found, payload, _ = row
-    return Delivery(
+def _read(row: Any) -> tuple[int, bytes, Delivery]:
+    """How often it was started, the checksum of its item, and the delivery."""
+    seq, id, flow, attempts, starts, failed, item_id, name, run_id, key, change, revision, found, payload, sha256 = row
+    return starts, sha256, Delivery(
         seq, id, flow, attempts + 1, instant(failed), item_id, name, run_id, key, change, revision,
         instant(found), payload,  # type: ignore[arg-type]
     )  # fmt: skip
+
+
+def _unfit(found: Delivery, starts: int, sha256: bytes) -> str:
+    """Why a delivery must not be sent; empty when it may."""
+    if starts >= MAX_STARTS:
+        return f"crashed: started {starts} times and never ended; whatever sends it may be killed by it"
+    if None in (found.item_id, found.watcher):  # the joins found nothing
+        return "damaged: its item is gone from the database"
+    if checks.of_item(found.item_id, found.key, found.change, found.revision, found.payload) != sha256:
+        return "damaged: its item is not what was written"
+    return ""
 
 
 async def _bury(tx: AsyncConnection, lost: dict[int, str], now: datetime) -> None:
@@ -264,17 +273,23 @@ async def settle(tx: AsyncConnection, token: str, settlements: Sequence[Settleme
     else has them; nothing was written about them."""
     held = await _held(tx, token, [s.delivery.seq for s in settlements])
     kept = [s for s in settlements if s.delivery.seq in held]
-    if kept:
-        # As few statements as can be, and none of them once per row: most outcomes of a group are alike.
-        alike: dict[tuple[Any, ...], tuple[int, ...]] = {}
-        for s in kept:
-            ended = _ended(s, now)
-            alike[ended] = (*alike.get(ended, ()), s.delivery.seq)
-        for ended, seqs in alike.items():
-            await run_sql(tx, f"{_SETTLE} AND seq IN ({marks(tx, len(seqs))})", (*ended, token, *seqs))
-        await _note_attempts(tx, kept)
-        await _promote(tx, [s.delivery.seq for s in kept if _status(s) is not Status.PENDING])
-        await flows.delivered(tx, {s.delivery.flow for s in kept if _status(s) is Status.DELIVERED}, now)
+    # As few statements as can be, and none of them once per row: most outcomes of a group are alike.
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    over: list[int] = []
+    delivered: set[str] = set()
+    stamp = micros(now)
+    for s in kept:
+        status = _status(s)
+        alike.setdefault(_ended(s, status, stamp), []).append(s.delivery.seq)
+        if status is not Status.PENDING:
+            over.append(s.delivery.seq)
+        if status is Status.DELIVERED:
+            delivered.add(s.delivery.flow)
+    for ended, seqs in alike.items():
+        await run_sql(tx, f"{_SETTLE} AND seq IN ({marks(tx, len(seqs))})", (*ended, token, *seqs))
+    await _note_attempts(tx, kept)
+    await _promote(tx, over)
+    await flows.delivered(tx, delivered, now)
     return {s.delivery.seq for s in settlements} - held
 
 
@@ -312,18 +327,17 @@ def _status(s: Settlement) -> Status:
     return Status.DEAD if s.dead or s.verdict is Verdict.ITEM else Status.PENDING
 
 
-def _ended(s: Settlement, now: datetime) -> tuple[Any, ...]:
-    status = _status(s)
+def _ended(s: Settlement, status: Status, stamp: int | None) -> tuple[Any, ...]:
     pending = status is Status.PENDING
     return (
         int(status),
-        micros(s.due_at or now) if pending else None,
-        None if pending else micros(now),
+        (micros(s.due_at) if s.due_at else stamp) if pending else None,
+        None if pending else stamp,
         s.verdict.value,
         s.status_code,
         s.note[:2_000],
         1 if s.verdict is Verdict.TARGET else 0,  # the target's fault burns no attempt
-        None if status is Status.DELIVERED else micros(now),
+        None if status is Status.DELIVERED else stamp,
     )
 
 
