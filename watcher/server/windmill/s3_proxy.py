@@ -26,7 +26,7 @@ from starlette.types import Receive, Scope, Send
 
 from watcher import log
 from watcher.errors import ObjectsError, StoreError
-from watcher.objects import Action, Meta, Reading, Storage, Who, bounded
+from watcher.objects import Action, Meta, Reading, Storage, Who, bounded, parse_key
 from watcher.server.guard import JOB_SCOPES, Principal
 from watcher.server.windmill import s3_xml as xml
 from watcher.server.windmill import sigv4
@@ -112,7 +112,7 @@ class Call:
             raise Refusal("AccessDenied", "this token was not made for objects: objects is none of its scopes")
         if changes and self.principal.session is not None and self.principal.session.dry:
             raise Refusal("AccessDenied", "this job only looks (`watcher plan`): nothing is changed by it")
-        self.storage.check(self.who, self.key if key is None else key, action)
+        self.storage.check(self.who, parse_key(self.key if key is None else key), action)
 
     def sees(self, key: str) -> bool:
         """Whether a key may be shown in a listing; of a folder, whether anything in it may be."""
@@ -593,35 +593,55 @@ def _xml(text: str, status: int = 200) -> Response:
     return Response(text, status, media_type="application/xml")
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """The part of an object that a Range header asks for: from ``start`` up to and without ``end``, or the ``last``
+    so many bytes."""
+
+    start: int = 0
+    end: int | None = None
+    last: int | None = None
+
+    @classmethod
+    def asked(cls, header: str) -> Span | None:
+        """None for what is no range, or several: S3 then gives all of it."""
+        found = _RANGE.fullmatch(header)
+        if found is None or not (found[1] or found[2]):
+            return None
+        if not found[1]:
+            return cls(last=int(found[2]))
+        span = cls(int(found[1]), int(found[2]) + 1 if found[2] else None)
+        return None if span.end is not None and span.end <= span.start else span
+
+    def within(self, size: int) -> tuple[int, int]:
+        """First byte and the one behind the last. Raises Refusal."""
+        start = self.start if self.last is None else max(0, size - self.last)
+        if start >= size:
+            raise Refusal("InvalidRange", f"the object has {size} bytes")
+        return start, size if self.end is None else min(self.end, size)
+
+
 async def _read(request: Request, storage: Storage, key: str, query: Mapping[str, str]) -> Response:
     """The object, the range of it, or only its headers."""
-    span = _RANGE.fullmatch(request.headers.get("range", ""))
-    if span is not None and not (span[1] or span[2]):
-        span = None
-    head = request.method == "HEAD"
-    start, end = 0, None
-    if span is not None and span[1]:
-        start, end = int(span[1]), int(span[2]) + 1 if span[2] else None
-        if end is not None and end <= start:
-            span, start, end = None, 0, None
-    if head or (span is not None and not span[1]):
-        meta = await storage.head(key)
-        if span is not None and not span[1]:
-            start, end = max(0, meta.size - int(span[2])), meta.size
-        if span is not None and start >= meta.size:
-            raise Refusal("InvalidRange", f"the object has {meta.size} bytes")
-        reading = None
-        if not head:
-            reading = await storage.get(key, start=start, end=end)
-    else:
-        reading = await storage.get(key, start=start, end=end)
-        meta = reading.meta
-        if span is not None and start >= meta.size:
-            reading.close()
-            raise Refusal("InvalidRange", f"the object has {meta.size} bytes")
-    until = meta.size if end is None else min(end, meta.size)
-    unchanged = _condition(request, meta)
-    if unchanged is not None:
+    span = Span.asked(request.headers.get("range", ""))
+    if request.method == "HEAD":
+        return _content(request, await storage.head(key), span, None, query)
+    start, end = (0, None) if span is None else (span.start, span.end)
+    if span is not None and span.last is not None:
+        start, end = span.within((await storage.head(key)).size)
+    reading = await storage.get(key, start=start, end=end)
+    try:
+        return _content(request, reading.meta, span, reading, query)
+    except BaseException:
+        reading.close()
+        raise
+
+
+def _content(
+    request: Request, meta: Meta, span: Span | None, reading: Reading | None, query: Mapping[str, str]
+) -> Response:
+    start, until = (0, meta.size) if span is None else span.within(meta.size)
+    if (unchanged := _condition(request, meta)) is not None:
         if reading is not None:
             reading.close()
         return unchanged
@@ -637,7 +657,7 @@ async def _read(request: Request, storage: Storage, key: str, query: Mapping[str
         headers["content-disposition"] = disposition
     if span is not None:
         headers["content-range"] = f"bytes {start}-{until - 1}/{meta.size}"
-    return Content(206 if span is not None else 200, headers, reading)
+    return Content(200 if span is None else 206, headers, reading)
 
 
 def _condition(request: Request, meta: Meta) -> Response | None:
