@@ -136,13 +136,17 @@ async def test_our_own_functions_and_the_clients_share_one_staging_area(here: Pl
         "    by_http = ask('get_value_interpolated/' + path)\n"
         "    ask('update_value/' + path, {'value': 2})\n"
         "    set_state({'shared': True}, path='u/me/shared')\n"
-        "    return [{'id': 1, 'seen': [before, by_http, get_state(), get_state('u/me/shared'), get_state('u/no')]}]\n"
+        "    found = os.listdir('shared')\n"
+        "    open('./shared/file', 'w').close()\n"
+        "    return [{'id': 1, 'seen': [before, by_http, get_state(), get_state('u/me/shared'), get_state('u/no')],\n"
+        "             'shared': found}]\n"
     )
     asked = await here.api("POST", "jobs/run_wait_result/p/plain", {})
     assert json.loads(asked)["counts"] == {"new": 1}
     with closing(sqlite3.connect(here.where / "watcher.db")) as db:
         payload = json.loads(db.execute("SELECT payload FROM item").fetchone()[0])
     assert payload["item"]["seen"] == [None, 1, 2, {"shared": True}, None]
+    assert payload["item"]["shared"] == []  # a directory of this run, which is empty
     assert await state(here, "f/plain/schedule-f-watchers-plain") == 2
     assert await state(here, "u/me/shared") == {"shared": True}
 

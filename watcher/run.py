@@ -27,7 +27,7 @@ from watcher.flows import shape
 from watcher.http import FetchOptions
 from watcher.http.fetcher import Fetcher
 from watcher.resolve import Resolver
-from watcher.scripts import Call, Scripts
+from watcher.scripts import Call, Scripts, shared
 from watcher.staging import Session, Sessions, States, state_path
 from watcher.store import meta, past, runs, seen, states, watchers
 from watcher.store.db import Database
@@ -344,6 +344,7 @@ class Runner:
             self._validators(watcher, memory, fingerprint, whole) if conditional else {},
             self._states, session, whole, recording, replay,
         )  # fmt: skip
+        own_folder = described.style == "windmill" and watcher.script.parent != self._scripts.triggers
         call = Call(
             script=watcher.script,
             args=await self._resolver.value(dict(watcher.args)),
@@ -354,11 +355,15 @@ class Runner:
             key=watcher.key,
             cursor=watcher.cursor if label.style == "cursor" else None,
             since=diff.floor(label, memory),
-            cwd=file.parent if file else None,  # where relative paths in `with` start
+            cwd=None if own_folder else file and file.parent,  # where relative paths in `with` start
             workspace=self._config().workspace,
             job_id=session.job_id,
         )
-        listing, staged = await self._call(call, host, session)
+        if own_folder:
+            async with shared.own_folder() as folder:
+                listing, staged = await self._call(replace(call, cwd=folder), host, session)
+        else:
+            listing, staged = await self._call(call, host, session)
         failpoint("after_fetch")
         listing = replace(listing, validators=host.validators)
         if whole and not listing.unchanged:

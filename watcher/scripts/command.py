@@ -19,6 +19,7 @@ from watcher.scripts.calls import Call
 from watcher.scripts.ends import death, processor_time, too_slow
 from watcher.scripts.pool import Pool
 from watcher.scripts.process import Child
+from watcher.scripts.shared import looks_for_shared
 
 WATCH = 0.25  # seconds after which a run's processes are counted and weighed
 CHUNK = 256 * 1024
@@ -39,9 +40,19 @@ class Command(Child):
 
     @classmethod
     async def start(
-        cls, command: Sequence[str], *, memory: int, cpu: float, env: Mapping[str, str], cwd: Path | None = None
+        cls,
+        command: Sequence[str],
+        *,
+        memory: int,
+        cpu: float,
+        env: Mapping[str, str],
+        cwd: Path | None = None,
+        shared: bool = False,
     ) -> Command:
-        """Start a program, whose processes may use ``memory`` bytes together and ``cpu`` seconds each."""
+        """Start a program, whose processes may use ``memory`` bytes together and ``cpu`` seconds each.
+
+        ``shared``: it looks for ``/shared``.
+        """
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             control, their_control = socket.socketpair()
             ours.enter_context(control)
@@ -55,7 +66,7 @@ class Command(Child):
                     stack.callback(os.close, end)
             for end in (stdin, stdout, output):
                 os.set_blocking(end, False)
-            limits = (their_control.fileno(), memory, math.ceil(cpu))
+            limits = (their_control.fileno(), memory, math.ceil(cpu), int(shared))
             popen = subprocess.Popen(  # noqa: ASYNC220 -- a millisecond; asyncio's way costs a thread per process
                 [sys.executable, "-I", "-S", warden.__file__, *map(str, limits), *command],
                 stdin=their_stdin,
@@ -158,6 +169,7 @@ async def run(
             cpu=processor_time(call),
             env={**pool.env, **env, **call.env},
             cwd=call.cwd,
+            shared=looks_for_shared(call.script),
         )
 
     async with pool.command(call.script, seconds, start) as process:

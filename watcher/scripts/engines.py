@@ -16,6 +16,7 @@ from watcher.errors import TriggerError
 from watcher.scripts.calls import Call
 from watcher.scripts.command import Command
 from watcher.scripts.process import HARMLESS
+from watcher.scripts.shared import places
 
 TIME_TO_FETCH = 600.0  # seconds for all packages of one script, once
 MEMORY = 4 << 30  # bytes for doing so
@@ -40,7 +41,7 @@ class Engine(Protocol):
 
 
 class Deno:
-    """With permissions: the network, the script's own folder, and ./shared."""
+    """With permissions: the network, the script's own folder, ./shared and /shared."""
 
     def __init__(self, program: str, folder: Path) -> None:
         self._program = program
@@ -59,7 +60,7 @@ class Deno:
         return await _done([*cache, run], folder, self.env())
 
     def command(self, call: Call, folder: Path) -> list[str]:
-        shared = [call.cwd / "shared"] if call.cwd else []
+        shared = places(call.cwd)
         heap = max(16, call.memory_limit // (1024 * 1024))
         return [
             self._program, "run", "--quiet", "--no-prompt", "--cached-only", "--frozen", *_deno_options(folder),

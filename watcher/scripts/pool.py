@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from watcher.errors import TriggerError
 from watcher.scripts.process import Child, Process, environment
+from watcher.scripts.shared import looks_for_shared
 from watcher.values import ScriptSettings
 
 SLOW = 0.5  # seconds after which a run no longer counts against [scripts] workers: it waits or hangs, others go on
@@ -23,8 +24,8 @@ FRAME = 1024 * 1024  # bytes that a message may be longer than the largest resul
 
 Ran = TypeVar("Ran", bound=Child)
 
-_Use = tuple[Path, int, str]
-"""What a worker can be used for again: a script, a memory limit and an interpreter."""
+_Use = tuple[Path, int, str, bool]
+"""What a worker can be used for again: a script, a memory limit, an interpreter, and whether it sees ``/shared``."""
 
 
 class Pool:
@@ -51,10 +52,15 @@ class Pool:
 
         TriggerError of kind ``timeout`` when no room is found within ``patience`` seconds.
         """
-        use = script, memory, interpreter
+        shared = looks_for_shared(script)
+        use = script, memory, interpreter, shared
         async with self._room(script, patience):
             process = self._take(use) or await Process.start(
-                memory=memory, limit=self.settings.max_result + FRAME, env=self.env, interpreter=interpreter
+                memory=memory,
+                limit=self.settings.max_result + FRAME,
+                env=self.env,
+                interpreter=interpreter,
+                shared=shared,
             )
             process.fit = False
             try:

@@ -182,13 +182,13 @@ class Process(Child):
 
     @classmethod
     async def start(
-        cls, *, memory: int, limit: int, env: Mapping[str, str], interpreter: str = sys.executable
+        cls, *, memory: int, limit: int, env: Mapping[str, str], interpreter: str = sys.executable, shared: bool = False
     ) -> Process:
         """Start a worker with ``memory`` bytes for scripts, whose messages have ``limit`` bytes at most.
 
-        ``interpreter``: the Python of the environment that the script needs.
+        ``interpreter``: the Python of the environment that the script needs. ``shared``: it looks for ``/shared``.
         """
-        process = await cls._spawn(memory, limit, env, interpreter)
+        process = await cls._spawn(memory, limit, env, interpreter, shared)
         try:
             async with asyncio.timeout(START):
                 message, _ = await process.receive()
@@ -204,7 +204,7 @@ class Process(Child):
         return process
 
     @classmethod
-    async def _spawn(cls, memory: int, limit: int, env: Mapping[str, str], interpreter: str) -> Process:
+    async def _spawn(cls, memory: int, limit: int, env: Mapping[str, str], interpreter: str, shared: bool) -> Process:
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             channel, their_channel = socket.socketpair()
             control, their_control = socket.socketpair()
@@ -220,8 +220,9 @@ class Process(Child):
             reader, writer = await asyncio.open_connection(sock=channel)
             ours.callback(writer.close)
             fds = (their_channel.fileno(), their_control.fileno())
+            numbers = map(str, (*fds, memory, int(shared)))
             popen = subprocess.Popen(  # noqa: ASYNC220 -- a millisecond; asyncio's way costs a thread per process
-                [interpreter, "-I", "-X", "utf8", "-c", _START, str(_PACKAGE), _jmespath(), *map(str, (*fds, memory))],
+                [interpreter, "-I", "-X", "utf8", "-c", _START, str(_PACKAGE), _jmespath(), *numbers],
                 stdin=subprocess.DEVNULL,
                 stdout=their_output,
                 stderr=their_output,

@@ -14,7 +14,13 @@ import time
 from collections import defaultdict
 from typing import NoReturn
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36
+CLONE_NEWNS, CLONE_NEWUSER = 0x20000, 0x10000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_REMOUNT, MS_BIND, MS_REC, MS_SLAVE = 1, 2, 4, 32, 4096, 16384, 1 << 19
+MNT_DETACH = 2
+OPEN_TREE, MOVE_MOUNT = 428, 429  # system calls that the C library has no names for yet
+AT_FDCWD, AT_RECURSIVE, OPEN_TREE_CLONE, MOVE_MOUNT_F_EMPTY_PATH = -100, 0x8000, 1, 4
+ROOM = "/tmp"  # noqa: S108 -- where a root is built, unseen by anybody: any directory that every machine has
 PROCESSES = 64  # of one worker at once: more is taken for a fork bomb
 LOOK = 100  # milliseconds between two looks at a worker that is being watched
 PATIENCE = 5.0  # seconds that killed processes may take to vanish
@@ -25,28 +31,28 @@ OPEN_FILES = 1024
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def main(channel_fd: int, control_fd: int, memory: int) -> NoReturn:
+def main(channel_fd: int, control_fd: int, memory: int, shared: int) -> NoReturn:
     """Fork the worker and watch over it until it ends or the service lets go of ``control_fd``.
 
     The service writes ``w`` to have the worker's processes counted and weighed, ``s`` to stop that, and closes its
     end to have everything killed. The last thing it reads is how it ended: ``exited N``, ``killed N`` (a signal),
-    ``memory`` or ``processes``.
+    ``memory`` or ``processes``. ``shared``: the worker is to see `show_shared`.
     """
     from watcher.scripts import worker  # a command's warden needs nothing of it, and starts three times as fast
 
     channel, control = socket.socket(fileno=channel_fd), socket.socket(fileno=control_fd)
     channel.set_inheritable(False)
-    child = _fork(control)
+    child = _fork(control, shared)
     if not child:
         worker.main(channel, memory)
     channel.close()
     _guard(child, control, memory)
 
 
-def run(control_fd: int, memory: int, cpu: int, *command: str) -> NoReturn:
+def run(control_fd: int, memory: int, cpu: int, shared: int, *command: str) -> NoReturn:
     """As `main`, for any program: it gets this process's input and outputs, and ``cpu`` seconds of each processor."""
     control = socket.socket(fileno=control_fd)
-    child = _fork(control)
+    child = _fork(control, shared)
     if not child:
         for kind, most in (
             (resource.RLIMIT_CPU, cpu),
@@ -72,7 +78,7 @@ def limit(kind: int, most: int) -> None:
     resource.setrlimit(kind, (most, most))
 
 
-def _fork(control: socket.socket) -> int:
+def _fork(control: socket.socket, shared: int) -> int:
     """Fork the process to watch over: in it, in a session of its own, 0."""
     _libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans come to us, however they detached themselves
     control.set_inheritable(False)
@@ -82,10 +88,69 @@ def _fork(control: socket.socket) -> int:
     if not child:
         control.close()
         os.setsid()
+        if shared:
+            show_shared()
         _libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != warden:
             os._exit(1)
     return child
+
+
+def show_shared() -> None:
+    """Let ``/shared`` be ``./shared``, for this process and its children alone: Windmill's clients look there.
+
+    The process gets a root directory of its own, which shows what the machine's shows and that link besides. Where
+    there is a ``/shared`` already, or the kernel or a sandbox does not allow it, all stays as it is.
+    """
+    if os.path.lexists("/shared") or not os.path.isdir(ROOM):
+        return
+    here, user, group = os.getcwd(), os.geteuid(), os.getegid()
+    if _libc.unshare(CLONE_NEWNS):
+        if _libc.unshare(CLONE_NEWNS | CLONE_NEWUSER):
+            return
+        _libc.prctl(PR_SET_DUMPABLE, 1, 0, 0, 0)  # else nobody could write the maps, or weigh this process
+        for file, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+            with open(f"/proc/self/{file}", "w") as map_:
+                map_.write(text)
+    try:
+        _make_root()
+    except OSError:
+        _libc.umount2(ROOM.encode(), MNT_DETACH)
+    os.chdir(here)
+
+
+def _make_root() -> None:
+    """Build a root out of the old one's parts in a file system in memory, and change to it. Raises OSError."""
+    _mount("none", "/", "", MS_REC | MS_SLAVE)
+    flags = OPEN_TREE_CLONE | AT_RECURSIVE
+    covered = _libc.syscall(OPEN_TREE, AT_FDCWD, ROOM.encode(), flags)  # what is there now is about to be
+    if covered < 0:
+        raise OSError(ctypes.get_errno(), "open_tree")
+    _mount("none", ROOM, "tmpfs", MS_NOSUID | MS_NODEV, "mode=755,size=256k")
+    for entry in os.scandir("/"):
+        to = f"{ROOM}/{entry.name}"
+        if entry.is_symlink():
+            os.symlink(os.readlink(entry.path), to)
+            continue
+        os.mkdir(to) if entry.is_dir() else os.close(os.open(to, os.O_CREAT | os.O_WRONLY))
+        if entry.path != ROOM:
+            _mount(entry.path, to, "", MS_BIND | MS_REC)
+        elif _libc.syscall(MOVE_MOUNT, covered, b"", AT_FDCWD, to.encode(), MOVE_MOUNT_F_EMPTY_PATH):
+            raise OSError(ctypes.get_errno(), "move_mount")
+    os.close(covered)
+    os.symlink("/proc/self/cwd/shared", f"{ROOM}/shared")
+    os.chdir(ROOM)
+    if _libc.pivot_root(b".", b"."):
+        raise OSError(ctypes.get_errno(), "pivot_root")
+    _libc.umount2(b".", MNT_DETACH)
+    os.chdir("/")
+    _mount("none", "/", "", MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
+
+
+def _mount(source: str, target: str, kind: str, flags: int, data: str = "") -> None:
+    names = (text.encode() for text in (source, target, kind))
+    if _libc.mount(*names, ctypes.c_ulong(flags), data.encode()):
+        raise OSError(ctypes.get_errno(), "mount", target)
 
 
 def _guard(child: int, control: socket.socket, memory: int) -> NoReturn:
@@ -210,5 +275,5 @@ def _signal(pid: int, number: int) -> None:
 
 
 if __name__ == "__main__":
-    _control, _memory, _cpu = map(int, sys.argv[1:4])
-    run(_control, _memory, _cpu, *sys.argv[4:])
+    _control, _memory, _cpu, _shared = map(int, sys.argv[1:5])
+    run(_control, _memory, _cpu, _shared, *sys.argv[5:])
