@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import command
 from tests.support.cli import CONFIG, LISTING, Desk
 from watcher import control
 
@@ -177,10 +178,7 @@ def test_nothing_is_put_in_place_under_a_running_service(watcher: Desk) -> None:
 
 def test_a_second_service_is_refused_and_told_who_holds_the_database(watcher: Desk) -> None:
     pid = watcher.json("status")["service"]["pid"]
-    done = subprocess.run(
-        [sys.executable, "-m", "watcher", "serve"],
-        cwd=watcher.where, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
+    done = command.run(["serve"], cwd=watcher.where, env=ENVIRONMENT)
     assert done.returncode == 69
     assert f"in use by process {pid}" in done.stderr
     assert "Traceback" not in done.stderr

@@ -5,33 +5,24 @@ from __future__ import annotations
 import os
 import stat
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.support import command
 
 ROOT = Path(__file__).parent.parent
 
 
 def watcher(where: Path, *arguments: str, given: str = "", **environ: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "watcher", *arguments, "--config", str(where / "watcher.toml")],
-        input=given,
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={"PATH": os.environ["PATH"], "HOME": str(where), **environ},
-    )
+    env = {"PATH": os.environ["PATH"], "HOME": str(where), **environ}
+    return command.run(["--config", str(where / "watcher.toml"), *arguments], cwd=ROOT, env=env, given=given)
 
 
 @pytest.fixture
 def where(tmp_path: Path) -> Path:
     (tmp_path / "watcher.toml").write_text(f'database = "sqlite:///{tmp_path}/w.db"\nsecret_key_file = "key"\n')
-    made = subprocess.run(
-        [sys.executable, "-m", "watcher", "secret", "new-key", str(tmp_path / "key")], cwd=ROOT, check=False
-    )
-    assert made.returncode == 0
+    assert watcher(tmp_path, "secret", "new-key", str(tmp_path / "key")).returncode == 0
     for n in range(3):
         done = watcher(tmp_path, "variable", "set", f"u/me/s{n}", "--secret", given=f"secret {n}")
         assert done.returncode == 0, done.stderr
@@ -79,9 +70,7 @@ def test_a_crash_in_the_middle_loses_no_secret_and_the_next_rotation_finishes_it
 def test_a_key_from_elsewhere_is_changed_by_its_owner(where: Path) -> None:
     old = (where / "key").read_text().strip()
     (where / "watcher.toml").write_text(f'database = "sqlite:///{where}/w.db"\n')
-    new = subprocess.run(
-        [sys.executable, "-m", "watcher", "secret", "new-key"], capture_output=True, text=True, cwd=ROOT, check=True
-    ).stdout.strip()
+    new = watcher(where, "secret", "new-key").stdout.strip()
     done = watcher(where, "secret", "rotate-key", WATCHER_SECRET_KEY=f"{new}\n{old}")
     assert done.returncode == 0, done.stderr
     assert "remove" in done.stderr

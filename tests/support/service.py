@@ -8,8 +8,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +15,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.support import command
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -35,7 +35,7 @@ class Service:
     config: str
     port: int = field(default_factory=free_port)
     environ: Mapping[str, str] = field(default_factory=dict)
-    process: subprocess.Popen[bytes] | None = None
+    process: command.Process | None = None
 
     @property
     def url(self) -> str:
@@ -50,7 +50,7 @@ class Service:
         draft.replace(file)
         return file
 
-    def start(self, **environ: str) -> subprocess.Popen[bytes]:
+    def start(self, **environ: str) -> command.Process:
         file = self.write()
         environment = {
             "PATH": os.environ["PATH"],
@@ -60,14 +60,12 @@ class Service:
             "WATCHER_LOGGING__FORMAT": "json",
         }
         with (self.where / "service.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "watcher", "serve", "--config", str(file)],
+            self.process = command.Process(
+                ["serve", "--config", str(file)],
                 cwd=self.where,
                 env={**environment, **self.environ, **environ},
-                stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,
             )
         return self.process
 
