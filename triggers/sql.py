@@ -115,7 +115,7 @@ def dated(
             f"there are more than {MOST:,} rows: `first = 1000` looks at only so many at the first run, the newest; "
             "or select fewer with `query`"
         )
-    if len(forms := {form(row.cursor) for row in rows}) > 1:
+    if len(forms := {form(row.cursor) for row in rows if row.cursor is not None}) > 1:
         raise ValueError(
             f"the cursors are written in {len(forms)} ways, so that their texts do not sort as the times do"
         )

@@ -1,0 +1,259 @@
+"""Built-in triggers over real databases, streams and buckets, run by the real engine: each thing comes exactly once."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests.conftest import NOW
+from tests.support.postgres import Postgres
+from tests.support.running import Bench, running
+from tests.support.servers import PASSWORD, MariaDB
+from watcher.scripts import builtins
+from watcher.store.db import Database
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+
+
+class Watch:
+    """One watcher of a built-in trigger, in the real engine: worker processes, ledger, commit."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.bench = bench
+
+    def set(self, trigger: str, on: tuple[str, ...] | None = ("new", "changed"), **args: Any) -> None:
+        self.bench.configure(trigger=trigger, script=builtins() / f"{trigger}.py", args=args, on=on)
+
+    async def run(self) -> list[tuple[str, str]]:
+        """Change and key of what one run committed. AssertionError if it failed."""
+        before = len(await self.bench.found())
+        record = await self.bench.run()
+        assert record.outcome in ("ok", "quiet"), f"{record.error}\n{record.detail}"
+        return [(item.change, item.key) for item in (await self.bench.found())[before:]]
+
+    async def fails(self) -> str:
+        """What a run says that fails. It names no secret, in its traceback neither."""
+        record = await self.bench.run()
+        assert record.outcome == "failed", record.outcome
+        for text in (record.error, record.detail, record.logs):
+            assert PASSWORD not in text
+        return record.error
+
+    async def gap(self) -> str:
+        return (await self.bench.runs())[0].gap
+
+
+@pytest.fixture
+async def watch(sqlite_db: Database, tmp_path: Path) -> AsyncIterator[Watch]:
+    async with running(sqlite_db, tmp_path, NOW) as bench:
+        yield Watch(bench)
+
+
+# --- SQL --------------------------------------------------------------------------------------------------------------
+
+
+class Shop:
+    """A table ``orders`` on one server. ``connect`` opens another session, in a transaction if ``autocommit=False``."""
+
+    def __init__(self, url: str, connect: Callable[..., Any], now: str) -> None:
+        self.url, self.connect, self.now = url, connect, now
+        self.do("CREATE TABLE orders (id INT PRIMARY KEY, at TIMESTAMP(6) NULL, name VARCHAR(40))")
+
+    def do(self, statement: str) -> None:
+        with closing(self.connect()) as session:
+            session.cursor().execute(statement)
+
+    def add(self, *numbers: int, at: str = "") -> str:
+        rows = ", ".join(f"({number}, {at or self.now}, 'n{number}')" for number in numbers)
+        statement = f"INSERT INTO orders VALUES {rows}"
+        self.do(statement)
+        return statement
+
+
+@pytest.fixture
+def postgres_shop(postgres: Postgres) -> Iterator[Shop]:
+    url = postgres.create()
+    yield Shop(url, lambda autocommit=True: psycopg.connect(url, autocommit=autocommit), "clock_timestamp()")
+    postgres.drop(url)
+
+
+@pytest.fixture
+def mariadb_shop(mariadb: MariaDB) -> Shop:
+    url = mariadb.create()
+    name = url.rpartition("/")[2]
+    return Shop(url, lambda autocommit=True: mariadb.client(database=name, autocommit=autocommit), "NOW(6)")
+
+
+@pytest.fixture(params=["postgres_shop", "mariadb_shop"])
+def shop(request: pytest.FixtureRequest) -> Shop:
+    found: Shop = request.getfixturevalue(request.param)
+    return found
+
+
+async def test_rows_that_share_an_instant_edits_and_removals(watch: Watch, shop: Shop) -> None:
+    at = "'2026-01-01 10:00:00.5'"
+    shop.add(1, 2, at=at)
+    watch.set("sql", database=shop.url, table="orders", cursor="at")
+    assert await watch.run() == []
+    shop.add(3, 4, at=at)
+    assert await watch.run() == [("new", "3"), ("new", "4")]
+    shop.do("UPDATE orders SET name = 'other', at = '2026-01-02' WHERE id = 1")
+    shop.do("DELETE FROM orders WHERE id = 2")
+    shop.add(5, at="NULL")
+    assert await watch.run() == [("changed", "1"), ("new", "5")]
+    assert await watch.run() == []
+    watch.set("sql", database=shop.url, table="orders", cursor="at", on=("new", "changed", "removed"))
+    await watch.run()
+    shop.do("DELETE FROM orders WHERE id = 4")
+    assert await watch.run() == [("removed", "4")]
+
+
+async def test_a_transaction_that_commits_after_a_later_one(watch: Watch, shop: Shop) -> None:
+    shop.add(1)
+    watch.set("sql", database=shop.url, table="orders", cursor="at", late=60)
+    await watch.run()
+    with closing(shop.connect(autocommit=False)) as slow:
+        slow.cursor().execute(f"INSERT INTO orders VALUES (2, {shop.now}, 'slow')")
+        shop.add(3)
+        assert await watch.run() == [("new", "3")]
+        shop.add(4)
+        assert await watch.run() == [("new", "4")]
+        slow.commit()
+    assert await watch.run() == [("new", "2")]
+    assert await watch.run() == []
+
+
+async def test_postgresql_waits_for_a_transaction_that_wrote_however_long_it_is_open(
+    watch: Watch, postgres_shop: Shop
+) -> None:
+    shop = postgres_shop
+    shop.add(1)
+    watch.set("sql", database=shop.url, table="orders", cursor="at", late=0)
+    await watch.run()
+    with closing(shop.connect(autocommit=False)) as slow:
+        slow.cursor().execute(f"INSERT INTO orders VALUES (2, {shop.now}, 'slow')")
+        for number in range(3, 8):
+            shop.add(number)
+            assert await watch.run() == [("new", str(number))]
+        slow.commit()
+    assert await watch.run() == [("new", "2")]
+    assert await watch.run() == []
+
+
+async def test_postgresql_by_transaction_needs_no_column(watch: Watch, postgres_shop: Shop) -> None:
+    shop = postgres_shop
+    shop.add(*range(1, 30))
+    watch.set("sql", database=shop.url, table="orders")
+    assert await watch.run() == []
+    with closing(shop.connect(autocommit=False)) as slow:
+        slow.cursor().execute("INSERT INTO orders VALUES (100, NULL, 'slow')")
+        shop.add(*range(30, 60))
+        assert await watch.run() == [("new", str(number)) for number in range(30, 60)]
+        assert await watch.gap() == ""
+        shop.do("UPDATE orders SET name = 'other' WHERE id = 5")
+        assert await watch.run() == [("changed", "5")]
+        slow.commit()
+    assert await watch.run() == [("new", "100")]
+    shop.do("VACUUM FREEZE orders")
+    shop.do("CLUSTER orders USING orders_pkey")
+    assert await watch.run() == []
+
+
+async def test_postgresql_by_transaction_in_pieces_loses_nothing(watch: Watch, postgres_shop: Shop) -> None:
+    shop = postgres_shop
+    shop.add(0)
+    watch.set("sql", database=shop.url, table="orders", limit=10)
+    await watch.run()
+    with closing(shop.connect(autocommit=False)) as slow:
+        slow.cursor().execute("INSERT INTO orders VALUES (100, NULL, 'slow')")
+        shop.add(*range(1, 36))
+        found = await watch.run()
+        found += await watch.run()
+        slow.commit()
+    for _ in range(12):
+        found += await watch.run()
+    assert sorted(found, key=lambda it: int(it[1])) == [("new", str(n)) for n in [*range(1, 36), 100]]
+
+
+async def test_what_postgresql_knows_becomes_json(watch: Watch, postgres_shop: Shop) -> None:
+    shop = postgres_shop
+    shop.do(
+        'CREATE TABLE "Odd Names" ("Order" uuid PRIMARY KEY, "select" timestamptz, n numeric(10,2), b bytea, '
+        "a int[], j jsonb, i interval, f float8, d date, r int4range, t timestamp)"
+    )
+    watch.set("sql", database=shop.url, table="public.Odd Names", cursor="select")
+    await watch.run()
+    key = "4be0643f-1d98-573b-97cd-ca98a65347dd"
+    shop.do(
+        f"INSERT INTO \"Odd Names\" VALUES ('{key}', '2026-01-01 12:00:00.25+02', 12.50, '\\x00ff', '{{1,2}}', "
+        "'{\"x\": [1.5]}', '1 day', 'NaN', 'infinity', '[1,5)', '2026-01-01 10:00'), "
+        "(gen_random_uuid(), 'infinity', 1, '', '{}', 'null', '0', 0, '0044-03-15 BC', 'empty', '-infinity')"
+    )
+    assert len(await watch.run()) == 2
+    item = next(item for item in await watch.bench.found() if item.key == key).payload["item"]
+    assert item == {
+        "Order": key, "select": "2026-01-01T10:00:00.25Z", "n": "12.50", "b": "AP8=", "a": [1, 2], "j": {"x": [1.5]},
+        "i": 86400.0, "f": "nan", "d": "infinity", "r": "[1, 5)", "t": "2026-01-01T10:00:00",
+    }  # fmt: skip
+    assert await watch.run() == []
+
+
+async def test_a_query_with_a_join(watch: Watch, shop: Shop) -> None:
+    shop.do("CREATE TABLE names (id INT, note VARCHAR(20))")
+    shop.do("INSERT INTO names VALUES (1, 'a'), (2, 'b')")
+    query = "SELECT o.id, o.at, n.note FROM orders o JOIN names n ON n.id = o.id WHERE n.note LIKE '%'"
+    watch.set("sql", database=shop.url, query=query, cursor="at", primary_key="id")
+    await watch.run()
+    shop.add(1, 2, 3)
+    assert await watch.run() == [("new", "1"), ("new", "2")]
+
+
+async def test_a_dropped_table_or_column_is_told_and_removes_nothing(watch: Watch, shop: Shop) -> None:
+    shop.add(1)
+    watch.set("sql", database=shop.url, table="orders", cursor="at", on=("new", "changed", "removed"))
+    await watch.run()
+    shop.do("ALTER TABLE orders RENAME COLUMN at TO changed_at")
+    assert "has no column 'at': it has id, changed_at, name" in await watch.fails()
+    shop.do("ALTER TABLE orders RENAME TO old_orders")
+    assert "no table 'orders': was it dropped or renamed? There are: old_orders" in await watch.fails()
+    shop.do("ALTER TABLE old_orders RENAME TO orders")
+    shop.do("ALTER TABLE orders RENAME COLUMN changed_at TO at")
+    shop.add(2)
+    assert await watch.run() == [("new", "2")]
+
+
+async def test_a_query_cannot_write_and_cannot_go_on_for_ever(watch: Watch, shop: Shop) -> None:
+    sleep = "pg_sleep(20)" if shop.url.startswith("postgres") else "sleep(20)"
+    watch.set("sql", database=shop.url, query=f"SELECT 1 AS id, {sleep} AS s", primary_key="id", seconds=0.5)
+    if shop.url.startswith("postgres"):
+        assert "timeout" in await watch.fails()
+        query = "SELECT id FROM orders WHERE set_config('a.b', 'c', false) IS NULL OR nextval('s') > 0"
+        shop.do("CREATE SEQUENCE s")
+        shop.add(1)
+        watch.set("sql", database=shop.url, query=query, primary_key="id")
+        assert "read-only transaction" in await watch.fails()
+    else:
+        assert "raise `seconds`" in await watch.fails()
+
+
+async def test_a_server_that_restarts_in_the_middle(watch: Watch, mariadb: MariaDB, mariadb_shop: Shop) -> None:
+    shop = mariadb_shop
+    shop.add(1)
+    watch.set("sql", database=shop.url, table="orders", cursor="at")
+    await watch.run()
+    shop.add(2)
+    mariadb.kill()
+    assert "the database says" in await watch.fails()
+    mariadb.start()
+    shop.add(3)
+    assert await watch.run() == [("new", "2"), ("new", "3")]
+
+
+async def test_a_wrong_password_is_told_without_it(watch: Watch, mariadb_shop: Shop) -> None:
+    watch.set("sql", database=mariadb_shop.url.replace(PASSWORD, PASSWORD + "x"), table="orders", cursor="at")
+    assert "Access denied" in await watch.fails()
