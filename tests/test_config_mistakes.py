@@ -185,6 +185,42 @@ BAD = {
     "a schedule in words": Bad(GOOD + '[delivery]\nschedule = ["5s", ¶"later"]\n', "is not a duration"),
     "a level that does not exist": Bad(GOOD + '[logging]\nlevel = ¶"inf"\n', "must be one of", "did you mean info?"),
     "a resource without a type": Bad(GOOD + '[¶resources."u/a/b"]\nvalue = 1\n', "`type` is required"),
+    # storages
+    "a storage of no kind": Bad(GOOD + '[storage]\nkind = ¶"minio"\n', "must be one of", where="storage.kind"),
+    "a folder with a resource": Bad(GOOD + '[storage]\n¶resource = "u/a/b"\n', "a path and no resource", "s3"),
+    "a bucket with a path": Bad(
+        GOOD + '[storage]\nkind = "s3"\nresource = "u/a/b"\n¶path = "x"\n', "a resource and no path", "folder"
+    ),
+    "a bucket without a resource": Bad(GOOD + '[¶storage]\nkind = "gcs"\n', "`resource` is required", "u/admin/bucket"),
+    "a resource of another type": Bad(
+        GOOD + '[storage]\nkind = "s3"\nresource = ¶"u/a/b"\n[resources."u/a/b"]\ntype = "github"\nvalue = {}\n',
+        "of type github, not s3",
+    ),
+    "a resource from the environment": Bad(
+        GOOD + '[storage]\nkind = "s3"\nresource = ¶"$env:BUCKET"\n', "names no resource", "path"
+    ),
+    "a resource that is no path": Bad(GOOD + '[storage]\nkind = "s3"\nresource = ¶"bucket"\n', "is not a path"),
+    "a folder that is a file": Bad(GOOD + '[storage]\npath = ¶"/dev/null/x"\n', "is a file, not a directory"),
+    "no storage, but public": Bad(GOOD + '[storage]\nkind = "none"\n¶public = true\n', "no storage", "remove"),
+    "a rule that allows what there is not": Bad(
+        GOOD + '[storage]\npermissions = [{ pattern = "**", allow = ¶"read,wirte" }]\n', "read, write, delete and list"
+    ),
+    "a rule with an unknown variable": Bad(
+        GOOD + '[storage]\npermissions = [{ pattern = ¶"u/{user}/**", allow = "" }]\n',
+        "there is no variable {user}",
+        "{username}",
+    ),
+    "a rule with a misspelt option": Bad(
+        GOOD + '[storage]\npermissions = [{ ¶patern = "**", allow = "" }]\n', "no such option", "pattern"
+    ),
+    "a secondary folder without a path": Bad(GOOD + "[¶storage.secondary.archive]\n", "`path` is required"),
+    "a secondary storage that is none": Bad(
+        GOOD + '[storage.secondary.archive]\nkind = ¶"none"\n', "must be one of", where="storage.secondary.archive.kind"
+    ),
+    "a secondary storage with a bound": Bad(
+        GOOD + '[storage.secondary.archive]\npath = "x"\n¶max_upload = "1MB"\n', "no such option"
+    ),
+    "an upload of nothing": Bad(GOOD + '[storage]\nmax_upload = ¶"1B"\n', "1KiB or more"),
 }
 
 

@@ -104,5 +104,6 @@ def _rules(
         return None
     for index, rule in enumerate(rules):
         if wrong := permissions.check(rule.pattern):
-            builder.wrong((*loc, index, "pattern"), wrong)
+            hint = "known are {username}, {group}, {folder_read} and {folder_write}" if "variable" in wrong else ""
+            builder.wrong((*loc, index, "pattern"), wrong, hint)
     return tuple(values.StorageRule(rule.pattern, rule.allow) for rule in rules)

@@ -83,7 +83,7 @@ def check(pattern: str) -> str:
         return "a brace without its other half"
     unknown = re.search(r"\{([^{},]*)\}", plain)
     if unknown:
-        return f"there is no variable {{{unknown[1]}}}: known are username, group, folder_read and folder_write"
+        return f"there is no variable {{{unknown[1]}}}"
     if len(re.findall(r"\*+|\{", plain)) > 10:
         return "more than ten wildcards"
     return ""
