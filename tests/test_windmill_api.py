@@ -200,6 +200,71 @@ async def test_webhooks_wait_for_a_result_and_shape_it(here: Place) -> None:
     await here.api("GET", "s3_proxy/x", want=404)
 
 
+async def test_webhooks_take_every_body_that_windmills_take(here: Place) -> None:
+    (here.where / "add.py").write_text("def main(item):\n    return item\n")
+    event = {"specversion": "1.0", "id": "e1", "source": "/s", "type": "t"}
+    form = (
+        '--b\r\ncontent-disposition: form-data; name="a"\r\n\r\né\r\n'
+        '--b\r\ncontent-disposition: form-data; name="doc"; filename="x y.csv"\r\ncontent-type: text/csv\r\n\r\n'
+        "1,2\r\n3,4\r\n--b--\r\n"
+    )
+    wanted: list[tuple[str, str, dict[str, str], Any]] = [
+        ("application/json", '{"a": 1}', {}, {"a": 1}),
+        ("application/json", "[1]", {}, {"body": [1]}),
+        ("application/x-www-form-urlencoded", "a=1&b=x+y&b=", {}, {"a": "1", "b": ["x y", ""]}),
+        ("application/x-www-form-urlencoded", '{"a": 1}', {}, {"a": 1}),  # what curl -d says of any body
+        ("text/plain", '{"a": 1}', {}, {"raw_string": '{"a": 1}'}),
+        ("application/cloudevents+json", json.dumps({**event, "data": {"a": 1}}), {},
+         {"a": 1, "WEBHOOK__METADATA__": event}),
+        ("application/cloudevents+json", json.dumps({**event, "data": [1]}), {},
+         {"body": [1], "WEBHOOK__METADATA__": event}),
+        ("application/json", '{"a": 1}', {f"ce-{name}": text for name, text in event.items()},
+         {"a": 1, "WEBHOOK__METADATA__": event}),
+    ]  # fmt: skip
+    token = {"authorization": f"Bearer {here.token}"}
+    path = "/api/w/main/jobs/run_wait_result/f/add"
+    for kind, raw, more, args in wanted:
+        status, text = await here.service.ask("POST", path, raw.encode(), {"content-type": kind, **token, **more})
+        assert (status, json.loads(text)) == (200, args), kind
+    multipart = {"content-type": "multipart/form-data; boundary=b", **token}
+    status, text = await here.service.ask("POST", path, form.encode(), multipart)
+    assert status == 200, text
+    found = json.loads(text)
+    assert (found["a"], found["doc"][0]["filename"]) == ("é", "x y.csv")
+    key = found["doc"][0]["s3"]
+    assert await here.api("GET", f"job_helpers/download_s3_file?file_key={key}") == "1,2\r\n3,4"
+    for kind, raw, code in (
+        ("multipart/form-data; boundary=c", form, 400),
+        ("multipart/form-data", form, 400),
+        ("application/cloudevents+json", '{"data": {}}', 400),
+        ("application/cloudevents-batch+json", "[]", 415),
+        ("application/json", "{", 400),
+        ("application/x-www-form-urlencoded", "a&b", 400),
+    ):
+        assert (await here.service.ask("POST", path, raw.encode(), {"content-type": kind, **token}))[0] == code, kind
+    assert "payload" in await here.api("GET", "jobs/run_wait_result/p/f/tools/double?payload=!", want=400)
+
+
+WITHOUT = """
+import re, wmill
+def said(work):
+    try: work()
+    except Exception as error: return re.search(r": (\\d+), (.*)", str(error)).groups()
+c = wmill.Windmill()
+show([said(lambda: c.get_id_token("aws")), said(c.get_resume_urls),
+      said(lambda: c.run_script_by_path_async("f/tools/double", {"n": 1}, retry={"constant": {"attempts": 1}})),
+      said(lambda: c.run_inline_script_preview("1", "python3"))])
+"""
+
+
+async def test_what_watcher_has_not_says_so_to_the_client(here: Place) -> None:
+    said = (await python(NEWEST, WITHOUT, await here.job())).value
+    words = ("OIDC", "approvals", "not retried", "no code out of a request")
+    assert [status for status, _ in said] == ["404", "404", "400", "404"]
+    assert [word for (_, text), word in zip(said, words, strict=True) if word not in text] == []
+    await here.let_go()
+
+
 async def test_resource_types_are_checked_and_history_is_kept(here: Place) -> None:
     schema = {"type": "object", "required": ["n"], "properties": {"n": {"type": "integer"}}}
     await here.api("POST", "resources/type/create", {"name": "c_mine", "schema": schema}, want=201)

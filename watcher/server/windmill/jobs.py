@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import hashlib
 import json
 import time
@@ -18,7 +16,8 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
 from watcher.jobs import NoSuchFlow
-from watcher.server.windmill.desk import Desk, body, changing, fields, job, parse, said, when, who
+from watcher.server.windmill.desk import Desk, body, changing, fields, job, said, when, who
+from watcher.server.windmill.webhooks import arguments
 from watcher.staging import Session
 from watcher.store import jobs as store
 from watcher.store import meta
@@ -28,6 +27,7 @@ from watcher.values import JobStatus, Json
 
 FINISHED = (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.CANCELED)
 WAIT = 600.0  # seconds that run_wait_result waits, unless the caller says less
+PREVIEWS = ("run/preview", "run/preview_flow", "run_wait_result/preview", "run_inline/{path:path}")
 MAX_USER_STATE = 64 * 1024  # characters of one value of a flow's user state
 
 
@@ -42,6 +42,9 @@ def routes(desk: Desk) -> list[BaseRoute]:
         ("/jobs/run_wait_result/p/{path:path}", wait_script, "run:scripts:{path}", "GET"),
         ("/jobs/list", list_, "read", "GET"),
         ("/jobs/worker_is_draining/{id}", is_draining, None, "GET"),
+        ("/jobs/resume_urls/{path:path}", no_approvals, None, "GET"),
+        ("/jobs/job_signature/{path:path}", no_approvals, None, "GET"),
+        *((f"/jobs/{path}", no_inline, None, "POST") for path in PREVIEWS),
         ("/jobs/flow/user_states/{id}/{key:path}", get_user_state, "read", "GET"),
         ("/jobs/flow/user_states/{id}/{key:path}", set_user_state, "write", "POST"),
         ("/jobs_u/get/{id}", get, "read", "GET"),
@@ -64,14 +67,14 @@ def routes(desk: Desk) -> list[BaseRoute]:
 
 async def run_flow(desk: Desk, request: Request) -> Response:
     """201 and the bare id; 200 when a job of that ``job_id`` is there already, whatever became of it."""
-    id, new = await _create(desk, request, "flow", request.path_params["path"], await _arguments(request))
+    id, new = await _create(desk, request, "flow", request.path_params["path"], await arguments(desk, request))
     return PlainTextResponse(id, 201 if new else 200)
 
 
 async def run_script(desk: Desk, request: Request) -> Response:
     """The same for a script, or for a watcher: "poll now"."""
     kind, path = _runnable(desk, request.path_params["path"])
-    id, new = await _create(desk, request, kind, path, await _arguments(request))
+    id, new = await _create(desk, request, kind, path, await arguments(desk, request))
     return PlainTextResponse(id, 201 if new else 200)
 
 
@@ -79,7 +82,7 @@ async def run_hash(desk: Desk, request: Request) -> Response:
     """The same for what has this hash: the first 16 digits of the SHA-256 of the script's text."""
     kind, path = await asyncio.to_thread(_hashed, desk, request.path_params["path"].lower())
     desk.require(request, f"jobs:run:scripts:{path}")
-    id, new = await _create(desk, request, kind, path, await _arguments(request))
+    id, new = await _create(desk, request, kind, path, await arguments(desk, request))
     return PlainTextResponse(id, 201 if new else 200)
 
 
@@ -103,6 +106,8 @@ def _hashed(desk: Desk, hash: str) -> tuple[str, str]:
 async def _create(desk: Desk, request: Request, kind: str, path: str, args: Json) -> tuple[str, bool]:
     changing(request)
     query = request.query_params
+    if query.get("retry"):
+        raise HTTPException(400, "retry: jobs are not retried here: start it again, with another job_id")
     id = _uuid(query.get("job_id") or str(uuid4()))
     try:
         new = await desk.jobs.create(
@@ -136,27 +141,6 @@ def _uuid(text: str) -> str:
         raise HTTPException(400, "a job id is a UUID") from None
 
 
-async def _arguments(request: Request) -> dict[str, Json]:
-    """The body as named arguments; a value that is no object becomes the argument ``body``, as in Windmill."""
-    query = request.query_params
-    if request.method == "GET":
-        try:
-            value = parse(base64.urlsafe_b64decode(query.get("payload", "") + "=="))
-        except (binascii.Error, ValueError) as error:
-            raise HTTPException(400, "payload is JSON in URL-safe base64") from error
-    else:
-        value = await body(request)
-    wrapped = not isinstance(value, dict) or query.get("wrap_body") == "true"
-    args: dict[str, Json] = {"body": value} if wrapped else dict(value)
-    if query.get("raw") == "true":
-        args["raw_string"] = (await request.body()).decode("utf-8", "replace")
-    for name in filter(None, query.get("include_header", "").split(",")):
-        args[name.strip().lower().replace("-", "_")] = request.headers.get(name.strip())
-    for name in filter(None, query.get("include_query", "").split(",")):
-        args[name.strip()] = query.get(name.strip())
-    return args
-
-
 # --- starting and waiting ---------------------------------------------------------------------------------------------
 
 
@@ -170,7 +154,7 @@ async def wait_script(desk: Desk, request: Request) -> Response:
 
 
 async def _wait(desk: Desk, request: Request, kind: str, path: str) -> Response:
-    id, _ = await _create(desk, request, kind, path, await _arguments(request))
+    id, _ = await _create(desk, request, kind, path, await arguments(desk, request))
     began, pause = time.monotonic(), 0.02
     while True:
         row = await desk.jobs.get(id)
@@ -280,6 +264,14 @@ def _number(text: str | None, most: int) -> int:
 async def is_draining(desk: Desk, request: Request) -> Response:
     """Whether the service is about to stop, so that a long script may end early."""
     return JSONResponse(desk.draining())
+
+
+async def no_approvals(desk: Desk, request: Request) -> Response:
+    raise HTTPException(404, "watcher has no approvals: a local flow never waits for anybody, so nothing resumes it")
+
+
+async def no_inline(desk: Desk, request: Request) -> Response:
+    raise HTTPException(404, "watcher runs no code out of a request: a script is a file beside the configuration")
 
 
 async def _found(desk: Desk, request: Request) -> Job | Session:
