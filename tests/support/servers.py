@@ -5,6 +5,7 @@ Where a server is not installed, its tests fail under CI and are skipped elsewhe
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import itertools
 import json
@@ -25,6 +26,7 @@ from typing import Any
 import pytest
 
 from tests.support.service import free_port
+from tests.support.windmill import CACHE
 
 PASSWORD = "s3rver-secret"  # of each server that has one: no error, log or page may show it
 
@@ -351,11 +353,99 @@ class SeaweedFS(Server):
                 if error.code != 409:  # the bucket is there already
                     raise
 
+    def client(self) -> Any:
+        """boto3's client, as the server's administrator."""
+        import boto3
+
+        return boto3.client(
+            "s3",
+            endpoint_url=self.url,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=PASSWORD,
+            region_name="us-east-1",
+        )
+
 
 @pytest.fixture(scope="session")
 def seaweedfs() -> Iterator[SeaweedFS]:
     """Tests share it and its bucket: each takes a prefix of its own."""
     yield from serving(SeaweedFS)
+
+
+# --- Azure Blob: Azurite, from npm ------------------------------------------------------------------------------------
+
+AZURITE = "3.37.0"
+
+
+class Azurite(Server):
+    """Azure's own emulator, in memory, with one account."""
+
+    name = "azurite"
+    ACCOUNT = "watchertests"
+    KEY = base64.b64encode(PASSWORD.encode() * 3).decode()
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._numbers = itertools.count(1)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/{self.ACCOUNT}"
+
+    def create(self) -> dict[str, Any]:
+        """A new container, as the value of an ``azure_blob`` resource."""
+        container = f"container-{os.getpid()}-{next(self._numbers)}"
+        with self.client() as client:
+            client.create_container(container)
+        return {"accountName": self.ACCOUNT, "containerName": container, "accessKey": self.KEY, "endpoint": self.url}
+
+    def command(self) -> list[str]:
+        node = shutil.which("node") or missing("node, for Azurite")
+        script = self.installed() / "node_modules/azurite/dist/src/blob/main.js"
+        return [
+            str(node), str(script), "--blobHost", "127.0.0.1", "--blobPort", str(self.port),
+            "--inMemoryPersistence", "--skipApiVersionCheck", "--silent", "--disableTelemetry",
+        ]  # fmt: skip
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {**super().environ, "AZURITE_ACCOUNTS": f"{self.ACCOUNT}:{self.KEY}"}
+
+    def answers(self) -> None:
+        with self.client() as client:
+            client.get_account_information()
+
+    def client(self) -> Any:
+        """azure-storage-blob's client, as the account's owner."""
+        from azure.storage.blob import BlobServiceClient
+
+        return BlobServiceClient(self.url, credential=self.KEY, retry_total=0)
+
+    @staticmethod
+    def installed() -> Path:
+        """A folder with node_modules/azurite, from npm the first time."""
+        folder = CACHE / f"azurite-{AZURITE}"
+        if not folder.exists():
+            npm = shutil.which("npm") or missing("npm, for Azurite")
+            part = CACHE / f"azurite-{AZURITE}.{os.getpid()}.part"
+            part.mkdir(parents=True)
+            (part / "package.json").write_text("{}")
+            command = [str(npm), "install", "--silent", "--prefix", str(part), f"azurite@{AZURITE}"]
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=900)
+            if done.returncode != 0:
+                shutil.rmtree(part)
+                missing(f"azurite ({done.stderr.strip()[-300:]})")
+            try:
+                part.rename(folder)
+            except OSError:  # another process was faster
+                shutil.rmtree(part)
+        return folder
+
+
+@pytest.fixture(scope="session")
+def azurite() -> Iterator[Azurite]:
+    """Tests share it: each asks it to ``create`` a container of its own."""
+    yield from serving(Azurite)
 
 
 # --- where things are -------------------------------------------------------------------------------------------------
