@@ -149,7 +149,7 @@ def _import_everything() -> None:
     import sqlalchemy.dialects.postgresql.psycopg
     import sqlalchemy.dialects.sqlite.aiosqlite  # noqa: F401
     import typer  # noqa: F401
-    import uvicorn.lifespan.on  # noqa: F401
+    import uvicorn.lifespan.on
     import uvicorn.protocols.http.auto  # noqa: F401
 
     from watcher.cli import VERBS

@@ -21,7 +21,6 @@ class Postgres:
         self._folder: Path | None = None
         self._server: Any = None
         self._numbers = itertools.count(1)
-        self._template = ""
 
     def start(self) -> None:
         if self._server is not None:
@@ -62,9 +61,11 @@ class Postgres:
     def url(self, name: str) -> str:
         return str(self._server.get_uri(database=name))
 
+    def name(self, url: str) -> str:
+        return str(psycopg.conninfo.conninfo_to_dict(url)["dbname"])
+
     def drop(self, url: str) -> None:
-        name = psycopg.conninfo.conninfo_to_dict(url)["dbname"]
-        self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        self.execute(f"DROP DATABASE IF EXISTS {self.name(url)} WITH (FORCE)")
 
     def restart(self) -> None:
         """As after a crash: every connection is cut, without a word."""
