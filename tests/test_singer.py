@@ -44,6 +44,7 @@ def record(stream: str, **fields: object) -> dict[str, object]:
     return {"type": "RECORD", "stream": stream, "record": fields}
 
 
+@pytest.mark.long  # a tap and all it needs are installed from the registry
 @pytest.mark.timeout(300)
 async def test_a_real_tap_finds_each_record_once(sqlite_db: Database, tmp_path: Path) -> None:
     now = datetime(2026, 1, 10, tzinfo=UTC)
