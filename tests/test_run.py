@@ -783,3 +783,52 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) < 512 * 1024, done.stderr
+
+
+# --- a script that is edited ------------------------------------------------------------------------------------------
+
+BARE = """
+from watcher import http
+
+def main(url: str):
+    return http.sync.get(url).json()
+"""
+
+
+async def test_a_script_replaced_between_its_description_and_its_run_is_looked_at_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.run(a(1), a(2))
+    bench.script(BARE)  # whatever this one returns is new
+    describe = bench.scripts.describe
+
+    async def slow(script: Path) -> Any:
+        described = await describe(script)
+        if described.style == "windmill":
+            bench.script(KEYED)
+        return described
+
+    monkeypatch.setattr(bench.scripts, "describe", slow)
+    found = await bench.run(a(3), a(1), a(2))
+    assert (found.outcome, found.counts) == ("ok", {"new": 1, "seen": 2})
+    assert await bench.keys() == ["3"]
+
+
+async def test_a_script_that_is_never_the_one_described_fails_and_changes_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await bench.run(a(1), a(2))
+    before = await bench.memory()
+    describe = bench.scripts.describe
+
+    async def slow(script: Path) -> Any:
+        bench.script(BARE)
+        described = await describe(script)
+        bench.script(KEYED)
+        return described
+
+    monkeypatch.setattr(bench.scripts, "describe", slow)
+    failed = await bench.run(a(3), a(1), a(2))
+    assert (failed.outcome, failed.error_kind) == ("failed", "edited")
+    assert "edited while it ran" in failed.error
+    assert (await bench.memory(), await bench.keys()) == (before, [])

@@ -44,8 +44,8 @@ class TriggerError(WatcherError):
     """A trigger script, or the system it looks at, did not give a usable answer.
 
     ``kind`` is one of ``raised``, ``timeout``, ``memory``, ``cpu``, ``crashed``, ``junk`` (not JSON, NaN, a cycle),
-    ``too_large``, ``missing``, ``arguments``, ``http``, ``unreachable`` and ``bug`` (a fault of ours); ``detail`` is
-    the script's own traceback or the start of the answer, at most 8 KB.
+    ``too_large``, ``missing``, ``edited`` (while it ran), ``arguments``, ``http``, ``unreachable`` and ``bug`` (a fault
+    of ours); ``detail`` is the script's own traceback or the start of the answer, at most 8 KB.
     ``retry_after`` (seconds) is set when the source itself said when to come back. ``logs`` is the tail of what the
     script printed, at most 64 KB.
     """

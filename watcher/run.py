@@ -70,6 +70,10 @@ _LARGE = 1000  # entries
 _SMALL_PAGE = 10  # pages of fewer entries are looked at together
 
 
+class _Edited(TriggerError):
+    """A script was replaced after it was described and before it ran."""
+
+
 # --- what a script may ask during a run -------------------------------------------------------------------------------
 
 
@@ -321,17 +325,27 @@ class Runner:
             return _Before(status, memory, await meta.epoch(tx), newest)
 
     async def _look(
+        self, watcher: Watcher, before: _Before, started: datetime, recording: Recording | None = None, **how: bool
+    ) -> _Looked:
+        """Call the script and diff what it lists. Writes nothing. ``how``: as `_look_once`."""
+        try:
+            return await self._look_once(watcher, before, started, recording, **how)
+        except _Edited:
+            return await self._look_once(watcher, before, started, recording, **how)
+
+    async def _look_once(
         self,
         watcher: Watcher,
         before: _Before,
         started: datetime,
-        recording: Recording | None = None,
+        recording: Recording | None,
         *,
         conditional: bool = True,
         replay: bool = False,
         dry: bool = False,
     ) -> _Looked:
-        """Call the script and diff what it lists. Writes nothing."""
+        """Raises _Edited when the script that ran is not the one that was described: by the one's label the other's
+        items would be diffed wrongly, a whole list taken for new ones."""
         memory = before.memory
         described = await self._scripts.describe(watcher.script)
         label = diff.effective(watcher, described.label)
@@ -364,6 +378,10 @@ class Runner:
                 listing, staged = await self._call(replace(call, cwd=folder), host, session)
         else:
             listing, staged = await self._call(call, host, session)
+        if replace(listing.label, doc="") != replace(described.label, doc=""):
+            raise _Edited(
+                f"{watcher.script.name} was edited while it ran: the next run takes it as it is", kind="edited"
+            )
         failpoint("after_fetch")
         listing = replace(listing, validators=host.validators)
         if whole and not listing.unchanged:
