@@ -1,5 +1,5 @@
 """The real servers that lanes may ask for."""
 
-from tests.support.servers import mariadb, mongodb, redis, seaweedfs
+from tests.support.servers import azurite, mariadb, mongodb, redis, seaweedfs
 
-__all__ = ["mariadb", "mongodb", "redis", "seaweedfs"]
+__all__ = ["azurite", "mariadb", "mongodb", "redis", "seaweedfs"]

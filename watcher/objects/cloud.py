@@ -337,7 +337,7 @@ def told(where: str, key: str, error: BaseException) -> ObjectsError:
         return ObjectsError(f"there is no object {key}", kind="missing")
     if type(error).__name__ == "AlreadyExistsError":
         return ObjectsError(f"there is an object {key} already", kind="exists")
-    if status == "416":
+    if status == "416" or "Wanted range starting at" in text:
         return bad_range(key)
     if status == "507" or code in _FULL:
         return ObjectsError(f"{where} is full: {said}", kind="full")
