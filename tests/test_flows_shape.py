@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import resource
+import time
 from typing import Any
 
 import pytest
 
 from tests.support.deliveries import delivery, find, resolved
 from watcher.errors import DeliveryError
-from watcher.flows import envelope, presets, shape
+from watcher.flows import envelope, presets, sandbox, shape
 from watcher.values import Flow
 
 
@@ -109,6 +111,67 @@ def test_a_body_that_is_one_string_is_sent_as_text_and_one_value_as_json() -> No
 def test_a_body_that_grows_without_end_is_stopped(text: str) -> None:
     with pytest.raises(DeliveryError, match="renders"):
         envelope.body(flow(body={"text": text}), delivery({"many": list(range(10_000))}), "envelope")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{{ 'a' * 100000000 }}", "renders more"),
+        ("{{ 'a' * item.n }}", "renders more"),
+        ("{{ item.many * item.n }}", "renders more"),
+        ("{{ 9 ** 9 ** 9 ** 9 ** 9 }}", "bits"),
+        ("{{ item.n * item.n ** 40 * item.n ** 99 * item.n ** 99 }}", "bits"),
+        ("{{ 'a' | center(item.n) }}", "makes a text"),
+        ("{{ 'a'.ljust(item.n) }}", "makes a text"),
+        ("{{ 'a'.replace('', 'b' * 900000).replace('b', 'c' * 900000) }}", "renders more"),
+        ("{{ '%100000000d' % 1 }}", "width"),
+        ("{{ '%*d' % (item.n, 1) }}", "width"),
+        ("{{ '%*d' | format(item.n, 1) }}", "makes a text"),
+        ("{{ '%*d' | format(9, 1) }}", "width"),
+        ("{{ '{:{}}'.format(1, item.n) }}", "width"),
+        ("{{ '{:100000000}'.format(1) }}", "width"),
+        ("{% for a in item.many %}{% for b in item.many %}{% for c in item.many %}{% endfor %}{% endfor %}{% endfor %}",
+         "loops or calls more than"),
+        ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(60) }}",
+         "loops or calls more than"),
+        ("{% macro f(s) %}{{ f(s ~ s) }}{% endmacro %}{{ f('ab') }}", "makes a text"),
+        ("{% macro f(n) %}{{ f(n + 1) }}{% endmacro %}{{ f(0) }}", "RecursionError"),
+        ("{{ item.title.upper }}", "which JSON has not"),
+        ("{{ 1e308 * 10 }}", "JSON cannot hold"),
+    ],
+)  # fmt: skip
+def test_a_template_that_loops_or_makes_a_hundred_megabytes_is_stopped_early(text: str, says: str) -> None:
+    item = {"many": list(range(2000)), "n": 10**9, "title": "x"}
+    before, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.thread_time()
+    with pytest.raises(DeliveryError, match=says):
+        envelope.body(flow(body={"text": text}), delivery(item), "envelope")
+    assert time.thread_time() - begun < 5
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+
+
+def test_a_loop_that_takes_its_time_is_stopped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.01)
+    text = "{% for a in item.many %}{{ item.many | sort | length }}{% endfor %}"
+    with pytest.raises(DeliveryError, match="takes more than"):
+        shape.body(flow(body=text), delivery({"many": list(range(20_000))}))
+
+
+def test_loops_know_where_they_are_and_filters_give_lists() -> None:
+    body = {
+        "said": "{% for t in item.tags %}{{ loop.index }}/{{ loop.length }}{{ t }} {% endfor %}",
+        "upper": "{{ item.tags | map('upper') }}",
+        "joined": "{{ ', '.join(item.tags) }}!",
+        "size": "{{ 'ab' * 3 }}",
+        "loud": "{{ 'a'.center(5, '-') }}",
+    }  # fmt: skip
+    assert shape.body(flow(body=body), delivery({"tags": ["a", "b"]})) == {
+        "said": "1/2a 2/2b ", "upper": ["A", "B"], "joined": "a, b!", "size": "ababab", "loud": "--a--"
+    }  # fmt: skip
+
+
+def test_a_filter_is_bounded_as_well() -> None:
+    with pytest.raises(DeliveryError, match=r"flows\.hook\.filter: renders more"):
+        shape.accepts(flow(filter="'a' * item.n == 'b'"), find({"n": 10**9}), "news")
 
 
 def test_a_body_template_that_fails_names_its_flow() -> None:

@@ -10,7 +10,7 @@ from json.encoder import encode_basestring_ascii as _quote
 from urllib.parse import quote
 
 from watcher.errors import DeliveryError
-from watcher.flows import shape
+from watcher.flows import sandbox, shape
 from watcher.flows.preset import Resolved
 from watcher.flows.sign import sign
 from watcher.values import Delivery, Flow, Format, Json
@@ -26,10 +26,10 @@ def body(flow: Flow, delivery: Delivery, default: Format) -> tuple[bytes, str]:
     if flow.body is not None:
         filled = shape.body(flow, delivery)
         if form == "cloudevents-structured":
-            return _structured(delivery, _bounded(flow, dump(filled))), CLOUDEVENT
+            return _structured(delivery, dumped(flow, filled)), CLOUDEVENT
         if isinstance(filled, str):
             return _bounded(flow, filled.encode("utf-8", "replace")), TEXT
-        return _bounded(flow, dump(filled)), JSON
+        return dumped(flow, filled), JSON
     if form == "plain":
         return plain(delivery), JSON
     if form == "cloudevents":
@@ -137,9 +137,19 @@ def _utf8(payload: bytes) -> bytes:
     return payload
 
 
+def dumped(flow: Flow, filled: Json) -> bytes:
+    """What the flow's body template gave, as JSON. Raises DeliveryError when JSON cannot hold it."""
+    try:
+        return _bounded(flow, dump(filled))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise DeliveryError(f"flows.{flow.name}.body gives what JSON cannot hold: {error}") from error
+
+
 def _bounded(flow: Flow, content: bytes) -> bytes:
-    if len(content) > shape.MAX_OUTPUT:
-        raise DeliveryError(f"flows.{flow.name}.body renders {len(content)} bytes; at most {shape.MAX_OUTPUT} are sent")
+    if len(content) > sandbox.MAX_OUTPUT:
+        raise DeliveryError(
+            f"flows.{flow.name}.body renders {len(content)} bytes; at most {sandbox.MAX_OUTPUT} are sent"
+        )
     return content
 
 

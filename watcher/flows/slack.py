@@ -27,7 +27,7 @@ def request(flow: Flow, delivery: Delivery, resolved: p.Resolved, now: datetime)
         message = {"text": message if isinstance(message, str) else json.dumps(message)}
     if len(str(message.get("text", ""))) > LIMIT:
         raise p.oversized("Slack", len(str(message["text"])), LIMIT, "characters")
-    body = envelope.dump(message)
+    body = envelope.dumped(flow, message)
     headers = envelope.headers(flow, delivery, resolved, now, body, envelope.JSON)
     return Request("POST", resolved.url, headers, body)
 
