@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +19,8 @@ import pytest
 from tests.conftest import NOW
 from tests.support.postgres import Postgres
 from tests.support.running import Bench, running
-from tests.support.servers import PASSWORD, MariaDB
+from tests.support.servers import PASSWORD, MariaDB, Redis
+from tests.support.service import ROOT
 from watcher.scripts import builtins
 from watcher.store.db import Database
 
@@ -52,6 +59,42 @@ class Watch:
 async def watch(sqlite_db: Database, tmp_path: Path) -> AsyncIterator[Watch]:
     async with running(sqlite_db, tmp_path, NOW) as bench:
         yield Watch(bench)
+
+
+class Killed:
+    """`watcher run w` as a process of its own, which a power cut ends at a named place; the next one goes on."""
+
+    def __init__(self, folder: Path, trigger: str, args: dict[str, Any], first_run: str = "baseline") -> None:
+        self.folder = folder
+        written = ", ".join(f"{name} = {json.dumps(value)}" for name, value in args.items())
+        (folder / "watcher.toml").write_text(
+            f"""database = "sqlite:///{folder}/watcher.db"
+[flows.sink]
+url = "http://127.0.0.1:9/"
+[watchers.w]
+trigger = "{trigger}"
+every = "1h"
+flow = "sink"
+first_run = "{first_run}"
+with = {{ {written} }}
+"""
+        )
+
+    def run(self, failpoint: str = "") -> list[str]:
+        """The keys of all items after one run."""
+        done = subprocess.run(
+            [sys.executable, "-m", "watcher", "run", "w", "-c", "watcher.toml"],
+            cwd=self.folder,
+            env={
+                "PATH": os.environ["PATH"], "HOME": str(self.folder), "PYTHONPATH": str(ROOT),
+                "WATCHER_TEST": "1", "WATCHER_FAILPOINT": f"{failpoint}:kill" if failpoint else "",
+            },
+            capture_output=True, text=True, check=False, timeout=100,
+        )  # fmt: skip
+        assert done.returncode == (-signal.SIGKILL if failpoint else 0), done.stdout + done.stderr
+        assert PASSWORD not in done.stdout + done.stderr
+        with closing(sqlite3.connect(self.folder / "watcher.db")) as connection:
+            return [key for (key,) in connection.execute("SELECT key FROM item ORDER BY seq")]
 
 
 # --- SQL --------------------------------------------------------------------------------------------------------------
@@ -257,3 +300,170 @@ async def test_a_server_that_restarts_in_the_middle(watch: Watch, mariadb: Maria
 async def test_a_wrong_password_is_told_without_it(watch: Watch, mariadb_shop: Shop) -> None:
     watch.set("sql", database=mariadb_shop.url.replace(PASSWORD, PASSWORD + "x"), table="orders", cursor="at")
     assert "Access denied" in await watch.fails()
+
+
+# --- Redis ------------------------------------------------------------------------------------------------------------
+
+PLACES = ("after_fetch", "before_commit", "after_commit")
+
+
+async def test_a_stream_is_read_from_its_last_entry_on(watch: Watch, redis: Redis) -> None:
+    client, key = redis.client(), "plain"
+    client.xadd(key, {"n": "old"}, id="5-5")
+    watch.set("redis_stream", on=None, database=redis.url, stream=key, limit=10)
+    assert await watch.run() == []
+    for n in range(25):
+        client.xadd(key, {"n": n}, id="5-*" if n < 5 else "9-*" if n < 15 else "10-*")
+    found = [key for run in range(4) for _, key in await watch.run()]
+    assert found == [f"5-{n}" for n in range(6, 11)] + [f"9-{n}" for n in range(10)] + [f"10-{n}" for n in range(10)]
+    client.xadd(key, {b"\xff": b"\x00\xff", "text": "é"}, id="11-0")
+    assert await watch.run() == [("new", "11-0")]
+    item = (await watch.bench.found())[-1].payload["item"]
+    assert item == {"id": "11-0", "stream": key, "fields": {"b'\\xff'": {"base64": "AP8="}, "text": "é"}}
+    assert [run.gap for run in await watch.bench.runs() if run.gap] == []
+
+
+@pytest.mark.parametrize("how", ["trimmed", "deleted"])
+async def test_entries_that_nobody_read_are_counted(watch: Watch, redis: Redis, how: str) -> None:
+    client, key = redis.client(), f"lossy-{how}"
+    ids = [client.xadd(key, {"n": n}) for n in range(3)]
+    watch.set("redis_stream", on=None, database=redis.url, stream=key)
+    await watch.run()
+    ids += [client.xadd(key, {"n": n}) for n in range(10)]
+    if how == "trimmed":
+        client.xtrim(key, maxlen=4, approximate=False)
+    else:
+        client.xdel(key, *ids[5:11])
+    found = [id for _, id in await watch.run()]
+    assert found == [id.decode() for id in (ids[9:] if how == "trimmed" else ids[3:5] + ids[11:])]
+    assert await watch.gap() == f"6 entries of the stream {key} were trimmed or deleted before they were read"
+    client.xadd(key, {"n": "next"})
+    assert len(await watch.run()) == 1
+    assert await watch.gap() == ""
+
+
+async def test_a_stream_that_is_trimmed_to_nothing(watch: Watch, redis: Redis) -> None:
+    client, key = redis.client(), "emptied"
+    client.xadd(key, {"n": 1})
+    watch.set("redis_stream", on=None, database=redis.url, stream=key)
+    await watch.run()
+    client.xadd(key, {"n": 2})
+    client.xtrim(key, maxlen=0, approximate=False)
+    assert await watch.run() == []
+    assert await watch.gap() == f"1 entries of the stream {key} were trimmed or deleted before they were read"
+    assert await watch.run() == []
+    assert (await watch.bench.runs())[0].gap != ""  # told once: the last run was quiet, and is not listed
+    client.xadd(key, {"n": 3})
+    assert len(await watch.run()) == 1
+
+
+async def test_a_stream_that_is_renamed_or_made_anew(watch: Watch, redis: Redis) -> None:
+    client, key = redis.client(), "moved"
+    watch.set("redis_stream", on=None, database=redis.url, stream=key)
+    assert await watch.run() == []  # not there yet
+    client.xadd(key, {"n": 1}, id="5-1")
+    assert await watch.run() == [("new", "5-1")]
+    client.rename(key, "elsewhere")
+    assert "no stream 'moved' anymore: it was deleted, renamed" in await watch.fails()
+    client.xadd(key, {"n": 2}, id="3-1")
+    assert await watch.run() == [("new", "3-1")]
+    assert "was deleted and made anew" in await watch.gap()
+    client.xadd(key, {"n": 3}, id="3-2")
+    assert await watch.run() == [("new", "3-2")]
+
+
+def test_the_end_of_a_run_at_any_moment_loses_no_entry_of_a_group(tmp_path: Path, redis: Redis) -> None:
+    client, key = redis.client(), "crashing"
+    running = Killed(tmp_path, "redis_stream", {"database": redis.url, "stream": key, "group": "g", "limit": 4})
+    running.run()
+    ids: list[str] = []
+    for place in PLACES:
+        ids += [client.xadd(key, {"n": n}).decode() for n in range(3)]
+        running.run(place)
+    for _ in range(4):
+        found = running.run()
+    assert found == ids
+    assert client.xpending(key, "g")["pending"] == 0
+
+
+async def test_what_a_group_had_before_and_what_others_left(watch: Watch, redis: Redis) -> None:
+    client, key = redis.client(), "shared"
+    client.xgroup_create(key, "g", "0", mkstream=True)
+    ids = [client.xadd(key, {"n": n}).decode() for n in range(6)]
+    client.xreadgroup("g", "somebody", {key: ">"}, count=2)
+    watch.set("redis_stream", on=None, database=redis.url, stream=key, group="g")
+    assert await watch.run() == []
+    assert await watch.run() == [("new", id) for id in ids[2:]]
+    watch.set("redis_stream", on=None, database=redis.url, stream=key, group="g", claim=0)
+    assert await watch.run() == [("new", id) for id in ids[:2]]
+    assert await watch.run() == []
+    assert client.xpending(key, "g")["pending"] == 0
+
+
+async def test_a_group_whose_stream_is_trimmed_or_deleted(watch: Watch, redis: Redis) -> None:
+    client, key = redis.client(), "trimmed-group"
+    watch.set("redis_stream", on=None, database=redis.url, stream=key, group="g")
+    await watch.run()
+    for n in range(10):
+        client.xadd(key, {"n": n})
+    client.xtrim(key, maxlen=3, approximate=False)
+    assert len(await watch.run()) == 3
+    assert await watch.gap() == f"7 entries of the stream {key} were trimmed before the group g had read them"
+    client.delete(key)
+    id = client.xadd(key, {"n": "again"}).decode()
+    assert await watch.run() == [("new", id)]
+    assert "the group g was gone" in await watch.gap()
+    client.xadd(key, {"n": "last"})
+    assert len(await watch.run()) == 1
+    assert await watch.gap() == ""
+
+
+def test_the_end_of_a_run_at_any_moment_loses_no_element_of_a_list(tmp_path: Path, redis: Redis) -> None:
+    client = redis.client()
+    client.lpush("jobs", "a", "a")
+    running = Killed(tmp_path, "redis_list", {"database": redis.url, "list": "jobs", "limit": 4})
+    assert running.run() == []
+    for place in PLACES:
+        client.lpush("jobs", *(f"{place}-{n}" for n in range(3)))
+        running.run(place)
+    for _ in range(4):
+        running.run()
+    with closing(sqlite3.connect(tmp_path / "watcher.db")) as connection:
+        found = [json.loads(payload)["item"]["value"] for (payload,) in connection.execute("SELECT payload FROM item")]
+    assert found == ["a", "a", *(f"{place}-{n}" for place in PLACES for n in range(3))]
+    assert client.keys("jobs*") == [b"jobs:watcher:turn"]
+
+
+async def test_two_runs_of_one_list_at_once_and_a_state_that_was_rolled_back(watch: Watch, redis: Redis) -> None:
+    client = redis.client()
+    watch.set("redis_list", on=None, database=redis.url, list="twice", end="left", parse=True)
+    await watch.run()
+    client.rpush("twice", "1", '{"x": [2]}', b"\xff")
+    first = await watch.bench.runner.plan("w")  # has taken, and comes to nothing
+    assert [item.key for item in first.proposal.items] == ["1-0", "1-1", "1-2"]
+    client.rpush("twice", "4")
+    assert await watch.run() == [("new", f"1-{n}") for n in range(4)]
+    values = [item.payload["item"]["value"] for item in await watch.bench.found()]
+    assert values == [1, {"x": [2]}, {"base64": "/w=="}, 4]
+    assert (await watch.bench.runner.apply(first)).outcome == "conflict"
+    client.rpush("twice", "5")
+    assert await watch.run() == [("new", "2-0")]
+    client.set("twice:watcher:turn", 9)
+    assert "another run has come to turn 9" in await watch.fails()
+
+
+async def test_a_redis_that_restarts_or_refuses(watch: Watch, redis: Redis) -> None:
+    client = redis.client()
+    client.xadd("steady", {"n": 0})
+    watch.set("redis_stream", on=None, database=redis.url, stream="steady")
+    await watch.run()
+    client.xadd("steady", {"n": 1})
+    redis.kill()
+    assert "onnect" in await watch.fails()
+    redis.start()
+    assert len(await watch.run()) == 1
+    watch.set("redis_stream", on=None, database=redis.url.replace(PASSWORD, PASSWORD + "x"), stream="steady")
+    assert "invalid username-password pair" in await watch.fails()
+    redis.client().set("text", "x")
+    watch.set("redis_stream", on=None, database=redis.url, stream="text")
+    assert "WRONGTYPE" in await watch.fails()
