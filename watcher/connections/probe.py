@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from watcher import connections
 from watcher.connections import clients
-from watcher.connections.verdicts import Place, Verdict, judge
+from watcher.connections.verdicts import Place, Verdict, began_no_tls, judge
 from watcher.errors import ObjectsError, TriggerError
 from watcher.values import Json
 
@@ -24,6 +24,7 @@ OLDEST = {"postgresql": (10, "PostgreSQL 10"), "redis": (5, "Redis 5, which has 
 """The first number of the oldest version that its client, or what we read with it, works with."""
 
 STORES = ("s3", "azure_blob", "gcs")
+AGAIN = 3.0  # seconds for a second look, without TLS
 _HIDDEN = "*****"
 
 _TABLES = """
@@ -47,7 +48,22 @@ async def probe(
         return _clean(await _within(seconds, _store(store, value, type), Place(type, _bucket(value))), type, value)
     place = _place(type, value)
     work = {"postgresql": _postgresql, "mysql": _mysql, "mongodb": _mongodb, "redis": _redis, "upstash": _upstash}
-    return _clean(await _within(seconds, work[type](value, place, seconds), place), type, value)
+    verdict = await _within(seconds, work[type](value, place, seconds), place)
+    if verdict.kind == "timeout" and value.get("tls"):
+        verdict = await _silent(value, place) or verdict
+    return _clean(verdict, type, value)
+
+
+async def _silent(value: Value, place: Place) -> Verdict | None:
+    """A server that does not speak TLS may wait for the end of what it takes for a command, for ever."""
+    first = value if value.get("host") else (value.get("servers") or [{}])[0]
+    try:
+        async with asyncio.timeout(AGAIN):
+            _, writer = await asyncio.open_connection(first.get("host"), first.get("port"))
+    except (OSError, TimeoutError):
+        return None
+    writer.close()
+    return began_no_tls(place)
 
 
 async def _within(seconds: float, work: Awaitable[Verdict], place: Place) -> Verdict:
@@ -173,7 +189,7 @@ async def _redis(value: Value, place: Place, seconds: float) -> Verdict:
     version = str(facts.get("valkey_version") or facts.get("redis_version") or "")
     if version and (old := _too_old("redis", version, place)):
         return old
-    if facts.get("redis_mode") == "cluster" and not value.get("cluster"):
+    if "cluster" in (facts.get("redis_mode"), facts.get("server_mode")) and not value.get("cluster"):
         return Verdict("other", f"{place.where} is of a cluster", "say cluster = true in the resource", version)
     product = "Valkey" if facts.get("valkey_version") else "Redis"
     return Verdict(
@@ -187,8 +203,9 @@ async def _redis_facts(client: Any) -> Mapping[str, Any]:
         found = await client.info("server")
     except clients.module("redis.exceptions").ResponseError:
         return {}
-    nested = [each for each in found.values() if isinstance(each, Mapping)]  # a cluster's answer: one for each node
-    return nested[0] if nested else found
+    if "redis_version" in found:
+        return dict(found)
+    return next((each for each in found.values() if isinstance(each, Mapping)), {})  # a cluster's: by node
 
 
 async def _upstash(value: Value, place: Place, seconds: float) -> Verdict:

@@ -41,7 +41,8 @@ class Place:
 
     @property
     def who(self) -> str:
-        return f"user {self.user}" if self.user else "a connection without a user"
+        nobody = "the default user" if self.type == "redis" else "a connection without a user"
+        return f"user {self.user}" if self.user else nobody
 
 
 NO_TLS: Mapping[str, str] = {
@@ -155,6 +156,12 @@ def _tls(said: str, place: Place) -> Verdict | None:
     return None
 
 
+def began_no_tls(place: Place) -> Verdict:
+    """The verdict on a server that takes connections and never answers the first word of TLS."""
+    do = f"correct the port, or say {NO_TLS[place.type]}; if it is only slow, give it longer with --timeout"
+    return Verdict("tls", f"{place.where} takes connections, but does not speak TLS, or not in time", do)
+
+
 def _other(said: str, error: BaseException, place: Place) -> Verdict:
     name = type(error).__name__
     return Verdict(
@@ -195,9 +202,9 @@ def _postgresql(said: str, codes: set[Any], place: Place) -> Verdict | None:
         return Verdict("other", "Neon does not know which endpoint is meant", do)
     if "3D000" in codes or _any(said, r"database \".*\" does not exist"):
         return _no_database(place)
-    if _any(said, r"no pg_hba\.conf entry.*no encryption", r"ssl.*required", r"connection is insecure"):
+    if _any(said, r"pg_hba\.conf (entry|rejects).*no encryption", r"ssl (connection is )?required", r"connection is insecure"):
         return Verdict("tls", f"{place.where} wants TLS", f"say {WITH_TLS['postgresql']}")
-    if "42501" in codes or _any(said, r"permission denied", r"not permitted to log in", r"no pg_hba\.conf entry"):
+    if "42501" in codes or _any(said, r"permission denied", r"not permitted to log in", r"pg_hba\.conf (entry|rejects)"):
         do = f"let an administrator GRANT CONNECT ON DATABASE {place.database} to it, or allow it in pg_hba.conf"
         return Verdict("permissions", f"{place.who} may not connect to database {place.database}", do)
     if "53300" in codes or _any(said, r"too many (clients|connections)", r"remaining connection slots"):
@@ -250,7 +257,7 @@ def _mongodb(said: str, codes: set[Any], place: Place) -> Verdict | None:
 def _redis(said: str, codes: set[Any], place: Place) -> Verdict | None:
     if _any(said, r"wrongpass", r"invalid username-password", r"invalid password", r"called without any password"):
         return _password(place)
-    if _any(said, r"noauth", r"authentication required"):
+    if _any(said, r"noauth", r"authentication required", r"already authenticated"):
         return Verdict("password", f"{place.where} wants a password", "add one to the resource")
     if _any(said, r"noperm", r"has no permissions"):
         do = "let an administrator allow it with ACL SETUSER, at least +@read +@connection"
