@@ -11,11 +11,13 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
+from unittest.mock import Mock
 from uuid import uuid4
 
 import pytest
 
 from tests.support.scripts import until, write
+from watcher import log
 from watcher.errors import StoreError
 from watcher.http.fetcher import Fetcher
 from watcher.jobs import Jobs, NoSuchFlow
@@ -127,6 +129,27 @@ async def test_the_same_id_again_is_the_same_job(bench: Bench) -> None:
 async def test_a_flow_that_is_not_there_is_an_error_that_names_it(bench: Bench) -> None:
     with pytest.raises(NoSuchFlow, match=r"flows\.nowhere"):
         await bench.jobs().create(str(uuid4()), "nowhere", {})
+
+
+async def test_what_all_steps_printed_is_kept_also_when_one_fails_and_its_end_is_logged(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.register("hunter2-hunter2")
+    talks = "def main(item):\n    print('fetched', item['a'], 'with hunter2-hunter2')\n    return item"
+    bench.flow("well", first=talks, second="def main(a):\n    print('posted' + '.' * 2000 + 'end')")
+    bench.flow("broken", talk=talks, fail="def main(a):\n    print('trying')\n    raise ValueError('no room')")
+    logger = Mock()
+    monkeypatch.setattr("watcher.jobs._log", logger)
+    async with bench.serving(bench.jobs()) as jobs:
+        for name in ("well", "broken"):
+            await jobs.create(name, name, {"a": 1})
+            job = await bench.ended(jobs, name)
+            assert job.logs.startswith("fetched 1 with *****\n" + ("posted" if name == "well" else "trying"))
+    (well,), (broken,) = logger.info.call_args_list, logger.warning.call_args_list
+    assert (well.args, broken.args) == (("job.succeeded",), ("job.failed",))
+    assert well.kwargs["said"].endswith("..end")
+    assert len(well.kwargs["said"]) == 500
+    assert broken.kwargs["said"] == "fetched 1 with *****\ntrying"
 
 
 async def test_a_step_that_fails_fails_the_job_with_its_own_words(bench: Bench) -> None:

@@ -38,6 +38,7 @@ RECONCILE = 1.0  # seconds until we look without being woken
 MOST_STARTS = 3
 STEP_TIMEOUT = timedelta(minutes=10)
 """For a step of a flow whose ``timeout`` was left alone: that one is meant for a web request."""
+MOST_SAID = 500  # characters of what a job printed that go into the log; its row keeps 64 kB
 
 
 class _Superseded(Exception):
@@ -260,7 +261,7 @@ class Jobs:
             _log.warning("job.superseded", job=job.id, path=job.path)
         except WatcherError as error:
             kind = getattr(error, "kind", "failed")
-            await self._fail(job, f"{kind}: {error}", getattr(error, "detail", ""))
+            await self._fail(job, f"{kind}: {error}", getattr(error, "detail", ""), getattr(error, "logs", ""))
         except Exception:
             # An accident of ours: the lease runs out and the job is started again, a few times at most.
             _log.exception("job.crashed", job=job.id, path=job.path)
@@ -299,7 +300,12 @@ class Jobs:
             flow = self._flow(job.path, job.kind)
             if step >= len(flow.steps):
                 return canonical(value), logs
-            value, logs = await self._step(job, flow, step, value, folder, session, token)
+            try:
+                value, said = await self._step(job, flow, step, value, folder, session, token)
+            except TriggerError as error:
+                error.logs = _joined(logs, error.logs)
+                raise
+            logs = _joined(logs, said)
             results.append(value)
             await self._persist(partial(self._note, job, step, canonical(results), logs, session.taken()[1]))
             session.staged.clear()
@@ -350,12 +356,14 @@ class Jobs:
                 host=_Host(self.fetcher, self.resolver, self.states, session),
             )
         except TriggerError as error:
-            raise TriggerError(f"step {script.name}: {error}", kind=error.kind, detail=error.detail) from error
+            told = f"step {script.name}: {error}"
+            raise TriggerError(told, kind=error.kind, detail=error.detail, logs=log.mask(error.logs)) from error
         return done.result, log.mask(done.logs)
 
-    async def _fail(self, job: Job, error: str, detail: str) -> None:
+    async def _fail(self, job: Job, error: str, detail: str, logs: str) -> None:
+        error, detail = log.mask(error), log.mask(detail)
         try:
-            await self._finish(job, JobStatus.FAILED, error=log.mask(error), detail=log.mask(detail))
+            await self._finish(job, JobStatus.FAILED, error=error, detail=detail, logs=logs)
         except _Superseded:
             _log.warning("job.superseded", job=job.id, path=job.path)
 
@@ -372,10 +380,11 @@ class Jobs:
         now, owner = self.clock(), self.owner
         told = {"error": error, "detail": detail, "logs": logs}
         await self._persist(lambda tx: job_store.finish(tx, job.id, owner, status, result=result, now=now, **told))
+        said = {"said": logs.rstrip()[-MOST_SAID:]} if logs.strip() else {}
         if status is JobStatus.FAILED:
-            _log.warning("job.failed", job=job.id, path=job.path, error=error)
+            _log.warning("job.failed", job=job.id, path=job.path, error=error, **said)
         else:
-            _log.info("job.succeeded", job=job.id, path=job.path)
+            _log.info("job.succeeded", job=job.id, path=job.path, **said)
 
     async def _beat(self) -> None:
         """Renew the leases of what runs; what was canceled or taken over elsewhere is stopped."""
@@ -397,6 +406,11 @@ class Jobs:
 
     def _folder(self, id: str) -> Path:
         return self.config().data / "jobs" / id
+
+
+def _joined(before: str, said: str) -> str:
+    """What one step printed, after what the steps before it printed; each begins on a line of its own."""
+    return before + "\n" + said if before and said and not before.endswith("\n") else before + said
 
 
 def _prepare(folder: Path) -> bool:

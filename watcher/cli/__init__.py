@@ -27,6 +27,8 @@ VERBS = {
     "runs": ("watchers", "The newest runs that found something or failed"),
     "items": ("watchers", "The newest items"),
     "deliveries": ("watchers", "The newest deliveries and their answers"),
+    "jobs": ("jobs", "The newest jobs of local flows and how they ended"),
+    "job": ("jobs", "One job: what it printed, its result, its error"),
     "why": ("watchers", "Everything ever decided about one item"),
     "test-flow": ("flows", "Send a marked sample event to a flow"),
     "retry": ("watchers", "Make dead deliveries due again"),

@@ -302,9 +302,15 @@ def _status(found: Json) -> None:
         "oldest": lambda r: show.ago(r["oldest_at"]),
         "dead": "dead",
         "delivered": lambda r: show.ago(r["delivered_at"]),
-        "reason": lambda r: r["reason"] or "-",
+        "reason": lambda r: r["reason"] or _failed_jobs(r) or "-",
     }
     show.table(found["flows"], flows, "no flows: add a [flows.NAME] table to the configuration")
+
+
+def _failed_jobs(flow: Json) -> str:
+    count = flow["failed_jobs"]
+    told = f"{count} job{'' if count == 1 else 's'} failed in the last day"
+    return f"{told}: `watcher jobs {flow['name']} --status failed`" if count else ""
 
 
 def _record(run: Json) -> None:
@@ -365,8 +371,11 @@ def _delivery(delivery: Json, attempts: Json) -> None:
         code = f" {attempt['status_code']}" if attempt["status_code"] else ""
         took = f"{attempt['duration_ms']} ms"
         print(f"      {show.when(attempt['started_at'])}  {attempt['verdict']}{code}, {took}{_noted(attempt['note'])}")
-        if attempt["answer"]:
-            print(f"        {show.clean(attempt['answer'][:200])}")
+        if attempt["answer"] and attempt["answer"] != delivery["id"]:
+            print(f"        answer: {show.clean(attempt['answer'][:200])}")
+    if job := delivery["job"]:
+        job_status = show.paint(job["status"], show.colour_of(job["status"]), sys.stdout)
+        print(f"      its job {job_status}{_noted(job['error'])}: `watcher job {job['id']}`")
     if delivery["status"] == "pending":
         print(f"      due {show.ago(delivery['due_at'])}")
 

@@ -234,3 +234,20 @@ async def next_due(tx: AsyncConnection, now: datetime) -> datetime | None:
     later = select(func.min(j.lease_until)).where(j.status.in_((JobStatus.QUEUED.value, JobStatus.RUNNING.value)))
     first: datetime | None = (await tx.execute(later)).scalar_one_or_none()
     return first
+
+
+async def failed_since(tx: AsyncConnection, since: datetime) -> dict[str, int]:
+    """How many jobs failed since then, by path."""
+    j = job.c
+    counts = (
+        select(j.path, func.count())
+        .where(j.status == JobStatus.FAILED.value, j.created_at >= since)
+        .group_by(j.path)
+        .order_by(j.path)
+    )
+    return {path: int(count) for path, count in await tx.execute(counts)}
+
+
+async def some(tx: AsyncConnection, ids: Collection[str]) -> dict[str, Job]:
+    """Those of these jobs that there are."""
+    return {row.id: _job(row) for row in await tx.execute(select(job).where(job.c.id.in_(ids)))} if ids else {}
