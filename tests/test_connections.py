@@ -365,6 +365,7 @@ def test_the_password_becomes_a_secret_variable(watcher: Desk, monkeypatch: pyte
     assert watcher.json("variable", "get", "u/me/db_password")["value"] == "hunter22"
     assert watcher.json("variable", "list")[0]["is_secret"] is True
 
+    assert watcher("resource", "url", "u/me/db") == "postgresql://me:hunter22@h:5432/shop\n"
     watcher("resource", "add", "postgresql", "postgres://me:other123@h/shop", "--path", "u/me/db", expect=2)
     assert "--replace" in watcher.err
     watcher("resource", "add", "postgresql", "postgres://me:other123@h/shop", "--path", "u/me/db", "--replace")

@@ -231,7 +231,7 @@ def test_postgresql_and_what_can_be_wrong_with_it(typist: Typist, guarded: Guard
     assert "may read none of the 1 tables" in none["said"]
     no_tls = typist.fails("postgresql", guarded.url(more="?sslmode=require"), "tls")
     assert "does not speak TLS" in no_tls["said"]
-    typist.fails("postgresql", guarded.url("locked", more="?sslmode=disable"), "permissions")
+    typist.fails("postgresql", guarded.url("locked", more="?sslmode=disable"), "tls")
 
 
 async def test_postgresql_with_a_certificate(typist: Typist, guarded: Guarded, tmp_path: Path) -> None:

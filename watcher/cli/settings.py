@@ -144,6 +144,12 @@ def resource_add(
     show.give(done, as_json, render)
 
 
+@resource.command("url")
+def resource_url(path: Where, config: ConfigFile = None, as_json: AsJson = False) -> None:
+    """Print the connection string of a resource with its secrets (which is noted in the audit list)."""
+    show.give(call(config, "resource_url", path=path), as_json, lambda found: print(found["url"]))
+
+
 @resource.command("test")
 def resource_test(
     path: Where,
