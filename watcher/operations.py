@@ -26,13 +26,14 @@ from watcher.store import audit
 from watcher.store import deliveries as delivery_store
 from watcher.store import flows as flow_store
 from watcher.store import items as item_store
+from watcher.store import jobs as job_store
 from watcher.store import resources as resource_store
 from watcher.store import runs as run_store
 from watcher.store import states as state_store
 from watcher.store import tokens as token_store
 from watcher.store import variables as variable_store
 from watcher.store import watchers as watcher_store
-from watcher.values import UNSET, Config, Json, Memory, RunRecord
+from watcher.values import UNSET, Config, JobStatus, Json, Memory, RunRecord
 
 if TYPE_CHECKING:
     from watcher.run import Plan, Runner
@@ -104,13 +105,17 @@ async def status(op: Operator) -> Json:
         flows = {row.name: row for row in await flow_store.everyone(tx)}
         owed = await delivery_store.pending(tx)
         waiting = await delivery_store.waiting(tx)
+        failed = await job_store.failed_since(tx, op.clock() - timedelta(days=1))
     return {
         "service": {"running": op.started_at is not None, "pid": os.getpid() if op.started_at else None}
         | {"started_at": plain(op.started_at)},
         "watchers": [
             _watcher(op, name, known.get(name), waiting.get(name, 0)) for name in sorted({*config.watchers, *known})
         ],
-        "flows": [_flow(config, name, flows.get(name), owed) for name in sorted({*config.flows, *flows, *owed})],
+        "flows": [
+            _flow(config, name, flows.get(name), owed) | {"failed_jobs": failed.get(name, 0)}
+            for name in sorted({*config.flows, *flows, *owed})
+        ],
     }
 
 
@@ -240,10 +245,52 @@ async def why(op: Operator, key: str, name: str | None = None) -> Json:
         stories = await item_store.why(tx, name, key)
     answers = {a.id: a.answer.decode("utf-8", "replace") for story in stories for a in story.attempts}
     found = plain(stories)
+    async with op.db.read() as tx:
+        jobs = await job_store.some(tx, [delivery.id for story in stories for delivery in story.deliveries])
     for story in found:
         for attempt in story["attempts"]:
             attempt["answer"] = answers[attempt["id"]]
+        for delivery in story["deliveries"]:
+            job = jobs.get(delivery["id"])
+            delivery["job"] = None if job is None else _job(job)
     return found
+
+
+@_read
+async def jobs(op: Operator, flow: str | None = None, status: str | None = None, limit: int = 20) -> Json:
+    """The newest jobs of local flows and scripts, of one flow or status, without what they took and gave."""
+    if status is not None and status not in [known.value for known in JobStatus]:
+        raise Unsuited(f"no such status: {status} (there is {', '.join(known.value for known in JobStatus)})")
+    if flow is not None and (there := op.config().flows.get(flow)) is not None and not there.steps:
+        raise Unsuited(f"flows.{flow} has no steps, so it runs elsewhere: `watcher deliveries --flow {flow}`")
+    wanted = JobStatus(status) if status else None
+    async with op.db.read() as tx:
+        found = await job_store.list(tx, path=flow, status=wanted, limit=limit)
+    if flow is not None and not found:
+        _known(flow, op.config().flows, "flow")
+    return [_job(row) for row in found]
+
+
+@_read
+async def job(op: Operator, id: str) -> Json:
+    """One job with what it took, what it printed, its result and its error. A delivery's id is its job's."""
+    async with op.db.read() as tx:
+        found = await job_store.get(tx, id)
+    if found is None:
+        raise Unknown(f"no such job: {id} (`watcher jobs` lists them; they are kept for 30 days)")
+    flow = op.config().flows.get(found.path)
+    whole = {"args": _json(found.args), "result": _json(found.result), "logs": found.logs, "detail": found.detail}
+    return _job(found) | {"steps": len(flow.steps) if flow else None} | whole
+
+
+def _job(found: job_store.Job) -> Json:
+    kept = ("id", "kind", "path", "status", "step", "starts", "created_at", "started_at", "finished_at", "error")
+    more = ("cancel_reason", "parent", "progress")
+    return {name: value for name, value in plain(found).items() if name in (*kept, *more)}
+
+
+def _json(body: bytes | None) -> Json:
+    return None if not body else json.loads(body)
 
 
 # --- running ----------------------------------------------------------------------------------------------------------
