@@ -28,6 +28,7 @@ from watcher.store import flows as flow_store
 from watcher.store import items as item_store
 from watcher.store import jobs as job_store
 from watcher.store import resources as resource_store
+from watcher.store import retries as retry_store
 from watcher.store import runs as run_store
 from watcher.store import states as state_store
 from watcher.store import tokens as token_store
@@ -106,7 +107,9 @@ async def status(op: Operator) -> Json:
         owed = await delivery_store.pending(tx)
         waiting = await delivery_store.waiting(tx)
         failed = await job_store.failed_since(tx, op.clock() - timedelta(days=1))
+        bulk = await retry_store.current(tx, op.clock())
     return {
+        "retry": {"done": bulk.done, "total": bulk.total, "started_at": plain(bulk.started_at)} if bulk else None,
         "service": {"running": op.started_at is not None, "pid": os.getpid() if op.started_at else None}
         | {"started_at": plain(op.started_at)},
         "watchers": [
@@ -425,18 +428,70 @@ async def owed(
 
 
 @_verb
-async def retry(op: Operator, ids: Sequence[str]) -> Json:
-    """Make these deliveries due now, or all deliveries of these items, dead or not, under the ids that they had."""
+async def retry_begin(op: Operator, total: int) -> Json:
+    """Begin a retry of many, part by part: the id to call `retry` and `retry_end` with. One at a time."""
+    now = op.clock()
+    return {"bulk": await op.db.write(lambda tx: retry_store.begin(tx, total, now))}
+
+
+@_verb
+async def retry_end(op: Operator, bulk: str) -> Json:
+    """A retry of many is over, or its command was interrupted: how many deliveries it made due."""
+    now = op.clock()
+    return {"retried": await op.db.write(lambda tx: retry_store.end(tx, bulk, now))}
+
+
+@_verb
+async def retry_stop(op: Operator) -> Json:
+    """Let the retry of many that is at work, in whatever process, stop before its next part."""
+    now = op.clock()
+    bulk = await op.db.write(lambda tx: retry_store.stop(tx, now))
+    return {"stopped": bulk is not None, "retried": bulk.done if bulk else 0, "total": bulk.total if bulk else 0}
+
+
+@_verb
+async def retry(op: Operator, ids: Sequence[str], bulk: str | None = None) -> Json:
+    """Make these deliveries due now, or all deliveries of these items, dead or not, under the ids that they had.
+
+    As a part of a ``bulk`` retry it does nothing, and says so, once somebody asked for that one to stop.
+    """
     now = op.clock()
     async with op.db.read() as tx:
         items = [item.seq for item in [await item_store.get(tx, id) for id in ids if id.startswith("itm_")] if item]
         of_items = await delivery_store.of_items(tx, items) if items else []
     named = [id for id in ids if not id.startswith("itm_")] + [row.id for row in of_items]
-    count = await op.db.write(lambda tx: delivery_store.retry(tx, named, now=now))
+
+    async def write(tx: Tx) -> int | None:
+        if bulk and not await retry_store.go_on(tx, bulk, now):
+            return None
+        due = await delivery_store.retry(tx, named, now=now)
+        if bulk:
+            await retry_store.note(tx, bulk, due, now)
+        return due
+
+    count = await op.db.write(write)
+    if count is None:
+        return {"retried": 0, "stopped": True}
     if count:
         await _note(op, "retry", named[0] if count == 1 else f"{count} deliveries")
         op.wake(list(op.config().flows))
-    return {"retried": count}
+    return {"retried": count, "stopped": False}
+
+
+@_read
+async def rendered(op: Operator, id: str) -> Json:
+    """The request that the next attempt of a delivery would make, rendered anew by the flow as it is now configured.
+
+    Nothing is sent. References are not followed and secrets are not shown: a signature is not made.
+    """
+    from watcher.flows import preview
+
+    async with op.db.read() as tx:
+        delivery = await delivery_store.as_sent(tx, id)
+    if delivery is None:
+        raise Unknown(f"no such delivery: {id} (`watcher deliveries` lists them)")
+    _known(delivery.flow, op.config().flows, "flow")
+    return {"delivery": id, **preview.request((op.outbound or op.config)().flows[delivery.flow], delivery, op.clock())}
 
 
 @_read
@@ -736,6 +791,20 @@ async def _taken(op: Operator, path: str) -> bool:
         return await resource_store.get(tx, path) is not None
 
 
+@_verb
+async def resource_url(op: Operator, path: str) -> Json:
+    """The connection string of a resource, its secrets in it, which is noted in the audit list."""
+    from watcher.resolve import Resolver
+
+    type = (await resource_get(op, path))["type"]
+    if type not in connections.TYPES:
+        raise Unsuited(f"{path} is of type {type}, which has no connection string: {', '.join(connections.TYPES)} have")
+    value = await Resolver(op.config, op.db, op.key).resource(path)
+    await _fits(op, type, value)
+    await _note(op, "resource.read", path)
+    return {"path": path, "type": type, "url": connections.write(type, value)}
+
+
 @_read
 async def resource_test(op: Operator, path: str, timeout: float = 10.0) -> Json:  # noqa: ASYNC109 -- kept by the probe
     """Connect to what a resource describes, from where this runs, and say what is wrong and what to do about it."""
@@ -756,6 +825,18 @@ async def resource_test(op: Operator, path: str, timeout: float = 10.0) -> Json:
         "path": path, "type": type, "ok": verdict.ok, "kind": verdict.kind, "said": mask(verdict.said),
         "do": mask(verdict.do), "version": verdict.version, "seconds": round(monotonic() - started, 3),
     }  # fmt: skip
+
+
+@_verb
+async def resource_url(op: Operator, path: str) -> Json:
+    """The connection string of a resource, its secrets in it, which is noted in the audit list."""
+    from watcher.resolve import Resolver
+
+    type = (await resource_get(op, path))["type"]
+    value = await Resolver(op.config, op.db, op.key).resource(path)
+    url = connections.write(type, value)
+    await _note(op, "resource.read", path)
+    return {"path": path, "type": type, "url": url}
 
 
 @_verb
