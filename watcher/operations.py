@@ -828,18 +828,6 @@ async def resource_test(op: Operator, path: str, timeout: float = 10.0) -> Json:
 
 
 @_verb
-async def resource_url(op: Operator, path: str) -> Json:
-    """The connection string of a resource, its secrets in it, which is noted in the audit list."""
-    from watcher.resolve import Resolver
-
-    type = (await resource_get(op, path))["type"]
-    value = await Resolver(op.config, op.db, op.key).resource(path)
-    url = connections.write(type, value)
-    await _note(op, "resource.read", path)
-    return {"path": path, "type": type, "url": url}
-
-
-@_verb
 async def resource_delete(op: Operator, path: str) -> Json:
     """Delete a resource of the database."""
     if not await op.db.write(lambda tx: resource_store.delete(tx, path)):

@@ -17,7 +17,7 @@ from watcher.errors import WatcherError
 from watcher.values import Json
 
 ASK_ABOVE = 20
-_BATCH = 5000
+_BATCH = 1000
 _LINES = "\n\t"
 
 IsFlow = Annotated[bool, typer.Option("--flow", help="NAME is a flow, not a watcher.")]
@@ -191,11 +191,27 @@ def retry(
     ] = None,
     all: Annotated[bool, typer.Option("--all", help="Every dead delivery.")] = False,
     pending: Annotated[bool, typer.Option("--pending", help="Those that wait for their turn, not the dead.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the request of one delivery as it would be made now; send nothing.")
+    ] = False,
+    stop: Annotated[bool, typer.Option("--stop", help="Stop the retry of many that another process is at.")] = False,
     yes: Yes = False,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make dead deliveries due again, or pending ones due now: those named, or all that match."""
+    """Make dead deliveries due again, or pending ones due now: those named, or all that match.
+
+    What is sent is made anew from the item, by the flow's `map`, `body` and `headers` as they are now.
+    """
+    if stop:
+        told = call(config, "retry_stop")
+        show.give(told, as_json, lambda t: show.words(_stopped(t) if t["stopped"] else "no retry of many is at work"))
+        return
+    if dry_run:
+        if len(ids or []) != 1:
+            raise typer.BadParameter("--dry-run takes the id of one delivery")
+        show.give(call(config, "rendered", id=(ids or [])[0]), as_json, _request)
+        return
     if not (ids or flow or watcher or since or all):
         raise typer.BadParameter("name deliveries, or say which with --flow, --watcher, --since or --all")
     status = "pending" if pending else "dead"
@@ -204,14 +220,44 @@ def retry(
         if not sys.stdin.isatty():
             raise typer.BadParameter(f"that is {len(found)} deliveries: add --yes")
         typer.confirm(f"Retry {len(found)} deliveries?", abort=True, err=True)
-    done = 0
-    for start in range(0, len(found), _BATCH):
-        done += call(config, "retry", ids=found[start : start + _BATCH])["retried"]
-        if len(found) > _BATCH:
-            show.words(f"{done} of {len(found)}")
+    done = call(config, "retry", ids=found)["retried"] if len(found) <= _BATCH else _retry_many(config, found)
     if ids and not done:
         raise WatcherError("no such delivery or item: `watcher deliveries --status dead` lists what is dead")
     show.give({"retried": done}, as_json, lambda _: show.words(f"{done} deliveries are due again"))
+
+
+def _retry_many(config: Path | None, ids: list[str]) -> int:
+    """Part by part, telling how far it is; Ctrl-C and `watcher retry --stop` end it between two parts."""
+    bulk = call(config, "retry_begin", total=len(ids))["bulk"]
+    stopped = interrupted = False
+    done = 0
+    try:
+        for start in range(0, len(ids), _BATCH):
+            part = call(config, "retry", ids=ids[start : start + _BATCH], bulk=bulk)
+            done += int(part["retried"])
+            stopped = bool(part["stopped"])
+            if stopped:
+                break
+            show.words(f"{done} of {len(ids)}")
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        done = max(done, int(call(config, "retry_end", bulk=bulk)["retried"]))
+    if stopped or interrupted:
+        show.words(_stopped({"retried": done, "total": len(ids)}))
+        raise typer.Exit(130 if interrupted else 1)
+    return done
+
+
+def _stopped(told: Json) -> str:
+    return f"stopped: {told['retried']} of {told['total']} are due again, the rest stays as it was"
+
+
+def _request(found: Json) -> None:
+    print(f"{found['method']} {show.clean(found['url'])}")
+    for name, value in found["headers"].items():
+        print(f"{name}: {show.clean(value)}")
+    print(f"\n{show.clean(found['body'], keep=_LINES)}")
 
 
 @app.command()
@@ -283,6 +329,8 @@ def _counts(counts: Json) -> str:
 def _status(found: Json) -> None:
     service = found["service"]
     show.words(f"service: running, process {service['pid']}" if service["running"] else "service: not running")
+    if bulk := found["retry"]:
+        show.words(f"retry of many: {bulk['done']} of {bulk['total']}; `watcher retry --stop` stops it")
     watchers: show.Columns = {
         "watcher": "name",
         "condition": "condition",

@@ -231,15 +231,15 @@ async def resolve(flow: Flow, resolver: Resolver) -> Resolved:
     """The flow with its references followed. Raises WatcherError, without a secret in it, when one leads nowhere."""
 
     async def follow(value: Any) -> Any:
-        return await resolver.text(value) if _is_reference(value) else value
+        return await resolver.text(value) if is_reference(value) else value
 
     settings = {name: await follow(value) for name, value in flow.settings.items()}
-    return _build(
+    return build(
         flow,
         url=await follow(flow.url),
         token=await follow(flow.token),
         secrets=tuple([await follow(secret) for secret in flow.secrets]),
-        headers={name: await follow(text) for name, text in flow.headers.items() if _is_reference(text)},
+        headers={name: await follow(text) for name, text in flow.headers.items() if is_reference(text)},
         settings=settings,
     )
 
@@ -247,15 +247,16 @@ async def resolve(flow: Flow, resolver: Resolver) -> Resolved:
 def resolved_for_good(flow: Flow) -> Resolved | None:
     """None when there is something to follow, or to complain about, at each use."""
     values = [flow.url, flow.token, *flow.secrets, *flow.headers.values(), *flow.settings.values()]
-    if any(_is_reference(value) for value in values):
+    if any(is_reference(value) for value in values):
         return None
     try:
-        return _build(flow, url=flow.url, token=flow.token, secrets=flow.secrets, settings=dict(flow.settings))
+        return build(flow, url=flow.url, token=flow.token, secrets=flow.secrets, settings=dict(flow.settings))
     except DeliveryError:
         return None
 
 
-def _build(flow: Flow, *, settings: Mapping[str, Any], **values: Any) -> Resolved:
+def build(flow: Flow, *, settings: Mapping[str, Any], **values: Any) -> Resolved:
+    """The flow with these values, its settings validated. Raises DeliveryError."""
     preset: Preset = presets[flow.preset]
     try:
         return Resolved(settings=preset.settings.model_validate(settings), **values)
@@ -264,5 +265,6 @@ def _build(flow: Flow, *, settings: Mapping[str, Any], **values: Any) -> Resolve
         raise DeliveryError(f"flows.{flow.name}: {wrong}") from None
 
 
-def _is_reference(value: Any) -> bool:
+def is_reference(value: Any) -> bool:
+    """Whether a value stands for another one that is looked up at each use."""
     return isinstance(value, str) and value.startswith(("$var:", "$res:", "$env:", "$file:"))

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import Select, exists, func, literal, select, text, union_all, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from watcher.errors import Damaged
 from watcher.store import checks, flows
 from watcher.store.db import insert_many, instant, is_postgres, marks, micros, run_sql, serials
 from watcher.store.tables import attempt, delivery, item, watcher
@@ -192,11 +193,13 @@ async def claim(
     return taken
 
 
-_CLAIM = """
+_SENT = """
 SELECT delivery.seq, delivery.id, delivery.flow, delivery.attempts, delivery.starts, delivery.first_failed_at,
        item.id AS item_id, watcher.name AS watcher, item.run_id, item.key, item.change, item.revision, item.found_at,
        item.payload, item.sha256
 FROM delivery LEFT JOIN item ON item.seq = delivery.item_seq LEFT JOIN watcher ON watcher.id = delivery.watcher_id
+"""
+_CLAIM = f"""{_SENT}
 WHERE delivery.status = 0 AND delivery.head AND delivery.flow = ? AND delivery.due_at <= ?
 ORDER BY delivery.due_at, delivery.seq LIMIT ?
 """
@@ -465,6 +468,17 @@ async def get(tx: AsyncConnection, id: str) -> DeliveryView | None:
     return None if row is None else _view(row)
 
 
+async def as_sent(tx: AsyncConnection, id: str) -> Delivery | None:
+    """One delivery as its next attempt would see it. Raises Damaged."""
+    row = (await run_sql(tx, f"{_SENT} WHERE delivery.id = ?", (id,))).first()
+    if row is None:
+        return None
+    _, sha256, found = _read(row)
+    if reason := _unfit(found, 0, sha256):
+        raise Damaged(f"{id}: {reason}")
+    return found
+
+
 async def of_items(tx: AsyncConnection, item_seqs: Collection[int]) -> Sequence[DeliveryView]:
     """All deliveries of these items, in order."""
     statement = _select().where(delivery.c.item_seq.in_(item_seqs)).order_by(delivery.c.seq)
@@ -507,5 +521,18 @@ async def retry(
         )
     )  # fmt: skip
     if result.rowcount:
-        await mend(tx)
+        await (mend(tx) if ids is None else _mend_lanes(tx, [*ids]))
     return int(result.rowcount)
+
+
+async def _mend_lanes(tx: AsyncConnection, ids: Sequence[str]) -> None:
+    """Set `head` right in the lanes of these deliveries, and look at no other."""
+    lanes = f"SELECT d.flow, d.lane FROM delivery d WHERE d.id IN ({marks(tx, len(ids))})"
+    await run_sql(tx, f"{_QUEUE} AND (delivery.flow, delivery.lane) IN ({lanes})", (*ids,))
+    first = "SELECT min(e.seq) FROM delivery e WHERE e.flow = d.flow AND e.lane = d.lane AND e.status = 0"
+    await run_sql(
+        tx,
+        "UPDATE delivery SET head = true WHERE status = 0 AND NOT head AND seq IN "
+        f"(SELECT ({first}) FROM delivery d WHERE d.id IN ({marks(tx, len(ids))}))",
+        (*ids,),
+    )
