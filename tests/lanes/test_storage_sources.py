@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import pytest
 from tests.conftest import NOW
 from tests.support.postgres import Postgres
 from tests.support.running import Bench, running
-from tests.support.servers import PASSWORD, MariaDB, Redis
+from tests.support.servers import PASSWORD, MariaDB, MongoDB, Redis, serving
 from tests.support.service import ROOT
 from watcher.scripts import builtins
 from watcher.store.db import Database
@@ -467,3 +468,154 @@ async def test_a_redis_that_restarts_or_refuses(watch: Watch, redis: Redis) -> N
     redis.client().set("text", "x")
     watch.set("redis_stream", on=None, database=redis.url, stream="text")
     assert "WRONGTYPE" in await watch.fails()
+
+
+# --- MongoDB ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tickets(mongodb: MongoDB) -> Iterator[Any]:
+    """A collection on a replica set."""
+    with mongodb.client() as client:
+        yield client[mongodb.create()].tickets
+
+
+@pytest.fixture(scope="module")
+def standalone() -> Iterator[MongoDB]:
+    """A server without a change stream."""
+    yield from serving(lambda: MongoDB("--standalone"))
+
+
+def url_of(server: MongoDB, collection: Any) -> str:
+    return server.url + collection.database.name
+
+
+async def test_the_change_stream_tells_each_document_once(watch: Watch, mongodb: MongoDB, tickets: Any) -> None:
+    tickets.insert_many([{"_id": n, "status": "open"} for n in range(3)])
+    watch.set("mongodb", database=url_of(mongodb, tickets), collection="tickets", match={"status": "open"})
+    assert await watch.run() == []
+    tickets.insert_many([{"_id": n, "status": "open"} for n in range(3, 20)])
+    tickets.insert_one({"_id": 99, "status": "closed"})
+    tickets.update_one({"_id": 0}, {"$set": {"note": "a"}})
+    tickets.update_one({"_id": 0}, {"$set": {"note": "b"}})
+    tickets.delete_one({"_id": 5})
+    expected = [("new", str(n)) for n in range(3, 20) if n != 5] + [("changed", "0")]
+    assert await watch.run() == expected
+    assert (await watch.bench.found())[-1].payload["item"] == {"_id": 0, "status": "open", "note": "b"}
+    assert await watch.run() == []
+    tickets.update_one({"_id": 99}, {"$set": {"status": "open"}})
+    mongodb.restart()
+    assert await watch.run() == [("new", "99")]
+    assert [run.gap for run in await watch.bench.runs() if run.gap] == []
+
+
+async def test_more_events_than_one_run_takes(watch: Watch, mongodb: MongoDB, tickets: Any) -> None:
+    tickets.insert_one({"_id": "first"})
+    watch.set("mongodb", database=url_of(mongodb, tickets), collection="tickets", limit=7)
+    await watch.run()
+    tickets.insert_many([{"_id": n} for n in range(20)])  # one instant of the cluster or several
+    tickets.delete_many({"_id": {"$in": list(range(10, 20))}})
+    tickets.insert_one({"_id": "last"})
+    found = [key for _ in range(7) for _, key in await watch.run()]
+    assert found == [*map(str, range(10)), "last"]
+
+
+async def test_removals_are_found_by_reading_the_whole_collection(watch: Watch, mongodb: MongoDB, tickets: Any) -> None:
+    tickets.insert_many([{"_id": n} for n in range(3)])
+    on = ("new", "changed", "removed")
+    watch.set("mongodb", on=on, database=url_of(mongodb, tickets), collection="tickets")
+    await watch.run()
+    tickets.delete_one({"_id": 1})
+    tickets.insert_one({"_id": 3})
+    assert sorted(await watch.run()) == [("new", "3"), ("removed", "1")]
+
+
+async def test_a_token_that_fell_out_of_the_oplog_is_told_and_nothing_is_lost(watch: Watch, tmp_path: Path) -> None:
+    for server in serving(lambda: MongoDB("--oplog-max-entries", "5")):
+        with server.client() as client:
+            tickets = client.test.tickets
+            tickets.insert_many([{"_id": n} for n in range(3)])
+            watch.set("mongodb", database=server.url + "test", collection="tickets")
+            await watch.run()
+            tickets.insert_one({"_id": 3})
+            tickets.update_one({"_id": 1}, {"$set": {"a": 1}})
+            for n in range(30):
+                client.test.noise.insert_one({"n": n})
+            client.admin.command("secantusAdmin.pruneOplog")
+            watch.set("mongodb", database=server.url + "test", collection="tickets", lost="stop")
+            assert "the resource token" not in (said := await watch.fails())
+            assert "the resume token fell out of the oplog: what happened in tickets" in said
+            watch.set("mongodb", database=server.url + "test", collection="tickets")
+            assert sorted(await watch.run()) == [("changed", "1"), ("new", "3")]
+            assert "the resume token fell out of the oplog: tickets was compared" in await watch.gap()
+            tickets.insert_one({"_id": 4})
+            assert await watch.run() == [("new", "4")]
+            assert await watch.gap() == ""
+
+
+async def test_a_collection_that_is_dropped_or_renamed(watch: Watch, mongodb: MongoDB, tickets: Any) -> None:
+    tickets.insert_many([{"_id": n} for n in range(3)])
+    watch.set("mongodb", database=url_of(mongodb, tickets), collection="tickets")
+    await watch.run()
+    tickets.rename("other")
+    assert "no collection 'tickets' anymore: it was dropped or renamed" in await watch.fails()
+    tickets.insert_many([{"_id": 1, "again": True}, {"_id": 7}])
+    assert sorted(await watch.run()) == [("changed", "1"), ("new", "7")]
+    assert "dropped or renamed, and made anew" in await watch.gap()
+    tickets.insert_one({"_id": 8})
+    assert await watch.run() == [("new", "8")]
+
+
+async def test_without_a_change_stream_by_id_or_by_a_field(watch: Watch, standalone: MongoDB) -> None:
+    with standalone.client(tz_aware=True) as client:
+        database = client[standalone.create()]
+        url = standalone.url + database.name
+        noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+        database.tickets.insert_many([{"at": noon, "n": n} for n in range(3)])
+        watch.set("mongodb", database=url, collection="tickets", mode="stream")
+        assert "no replica set and has no change stream" in await watch.fails()
+        watch.set("mongodb", database=url, collection="tickets", cursor="at", limit=4)
+        assert await watch.run() == []
+        ids = database.tickets.insert_many([{"at": noon, "n": n} for n in range(3, 8)]).inserted_ids
+        ids += database.tickets.insert_many([{"at": noon - timedelta(hours=1)}, {}, {"at": None}]).inserted_ids
+        ids.append(database.tickets.insert_one({"at": datetime(2999, 1, 1, tzinfo=UTC)}).inserted_id)
+        found = [key for _ in range(8) for _, key in await watch.run()]
+        assert sorted(found) == sorted(map(str, ids))
+        database.tickets.update_one({"n": 1}, {"$set": {"at": noon + timedelta(hours=1), "n": "x"}})
+        assert [change for _ in range(5) for change, _ in await watch.run()] == ["changed"]
+        database.tickets.insert_one({"at": "2026-01-01"})
+        assert "at is of several types" in await watch.fails()
+
+
+async def test_by_the_id_that_the_driver_makes(watch: Watch, standalone: MongoDB) -> None:
+    with standalone.client() as client:
+        database = client[standalone.create()]
+        database.tickets.insert_many([{"n": n} for n in range(3)])
+        watch.set(
+            "mongodb", on=("new",), database=standalone.url + "other", db=database.name, collection="tickets", first=2
+        )
+        assert await watch.run() == []
+        ids = database.tickets.insert_many([{"n": n} for n in range(20)]).inserted_ids
+        assert await watch.run() == [("new", str(id)) for id in ids]
+        standalone.restart()
+        assert await watch.run() == []
+        database.tickets.drop()
+        assert "no collection 'tickets' anymore" in await watch.fails()
+
+
+async def test_what_mongodb_knows_becomes_json(watch: Watch, mongodb: MongoDB, tickets: Any) -> None:
+    import bson
+
+    watch.set("mongodb", database=url_of(mongodb, tickets), collection="tickets")
+    await watch.run()
+    id = bson.ObjectId("65f0a1b2c3d4e5f601234567")
+    raw = {
+        "_id": id, "d": bson.Decimal128("1.50"), "l": bson.Int64(2**53 + 1), "b": b"\x00\xff", "f": float("nan"),
+        "t": datetime(2026, 1, 1, 12, 0, 0, 250000, tzinfo=UTC), "a": [{"x": None}, True],
+    }  # fmt: skip
+    tickets.insert_one(raw)
+    assert await watch.run() == [("new", str(id))]
+    assert (await watch.bench.found())[-1].payload["item"] == {
+        "_id": str(id), "d": "1.50", "l": 2**53 + 1, "b": "AP8=", "f": "nan", "t": "2026-01-01T12:00:00.250Z",
+        "a": [{"x": None}, True],
+    }  # fmt: skip
