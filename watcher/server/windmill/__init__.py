@@ -18,6 +18,7 @@ __all__ = ["Desk", "routes"]
 def routes(desk: Desk) -> list[BaseRoute]:
     """All routes under ``/api``; what Windmill has and we have not is 404, and says so."""
     return [
+        *s3_proxy.routes(desk),  # first, for it is asked most: routes are tried in order
         *users.routes(desk),
         *types.routes(desk),
         *resources.routes(desk),
@@ -25,7 +26,6 @@ def routes(desk: Desk) -> list[BaseRoute]:
         *jobs.routes(desk),
         *objects.routes(desk),
         *s3_access.routes(desk),
-        *s3_proxy.routes(desk),
         Route("/api/{rest:path}", _unknown, methods=["GET", "POST", "PUT", "PATCH", "DELETE"]),
     ]
 

@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from urllib.parse import parse_qs
 
 from watcher.secrets import Key
@@ -79,10 +80,9 @@ class Ring:
         access_key = (_JOB if job else _TOKEN) + digest.upper()
         return access_key, self.secrets_of(access_key)[0]
 
-    def secrets_of(self, access_key: str) -> list[str]:
+    def secrets_of(self, access_key: str) -> Sequence[str]:
         """The secrets that belong to an access key, the newest first, whether or not it stands for anybody."""
-        text = f"s3 key {access_key}".encode("utf-8", "surrogatepass")
-        return [hmac.digest(each, text, "sha256").hex() for each in self.secrets]
+        return _secrets_of(tuple(self.secrets), access_key)
 
     # --- links ---
 
@@ -100,6 +100,12 @@ class Ring:
         if not self.signed(_link(storage, key, int(until)), signature):
             return False
         return True if now < datetime.fromtimestamp(int(until), UTC) else None
+
+
+@lru_cache(maxsize=1024)
+def _secrets_of(secrets: tuple[bytes, ...], access_key: str) -> Sequence[str]:
+    text = f"s3 key {access_key}".encode("utf-8", "surrogatepass")
+    return [hmac.digest(each, text, "sha256").hex() for each in secrets]
 
 
 def _link(storage: str, key: str, until: int) -> str:
