@@ -21,7 +21,7 @@ import pytest
 from tests.support.cli import Desk, desk
 from tests.support.postgres import Postgres
 from tests.support.running import Bench, running
-from tests.support.servers import PASSWORD, MariaDB, MongoDB, Redis, serving
+from tests.support.servers import PASSWORD, Azurite, MariaDB, MongoDB, Redis, SeaweedFS, serving
 from tests.support.service import Service, free_port
 from watcher import connections, secrets
 from watcher.cli import main as command_line
@@ -478,6 +478,40 @@ def upstash(redis: Redis) -> Iterator[Upstash]:
 def test_upstash_and_what_can_be_wrong_with_it(typist: Typist, upstash: Upstash) -> None:
     typist("upstash", upstash.url)
     typist.fails("upstash", upstash.url.replace(PASSWORD, WRONG), "password")
+
+
+# --- object storage ---------------------------------------------------------------------------------------------------
+
+
+def stored(typist: Typist, type: str, value: dict[str, Any], expect: int = 0) -> dict[str, Any]:
+    """Set a resource of object storage, and test it."""
+    file = typist.desk.where / "it.json"
+    file.write_text(json.dumps(value))
+    typist.desk("resource", "set", "u/me/it", str(file), "--type", type)
+    found: dict[str, Any] = typist.desk.json("resource", "test", "u/me/it", "--timeout", "30", expect=expect)
+    assert PASSWORD not in typist.desk.out + typist.desk.err
+    assert WRONG not in typist.desk.out + typist.desk.err
+    assert found["do"] or found["ok"]
+    return found
+
+
+def test_s3_and_what_can_be_wrong_with_it(typist: Typist, seaweedfs: SeaweedFS) -> None:
+    it = seaweedfs.resource
+    assert stored(typist, "s3", it)["said"] == f"bucket {seaweedfs.bucket} can be listed: at least one object in it"
+    assert stored(typist, "s3", {**it, "secretKey": WRONG}, expect=1)["kind"] == "password"
+    assert stored(typist, "s3", {**it, "bucket": "no-such-bucket"}, expect=1)["kind"] == "no_database"
+    assert stored(typist, "s3", {**it, "endPoint": f"127.0.0.1:{free_port()}"}, expect=1)["kind"] == "refused"
+    assert stored(typist, "s3", {**it, "endPoint": "nowhere.invalid"}, expect=1)["kind"] == "dns"
+    assert stored(typist, "s3", {**it, "useSSL": True}, expect=1)["kind"] == "tls"
+
+
+def test_azure_and_what_can_be_wrong_with_it(typist: Typist, azurite: Azurite) -> None:
+    it = azurite.create()
+    assert "can be listed" in stored(typist, "azure_blob", it)["said"]
+    wrong = base64.b64encode(WRONG.encode() * 3).decode()
+    assert stored(typist, "azure_blob", {**it, "accessKey": wrong}, expect=1)["kind"] == "password"
+    gone = stored(typist, "azure_blob", {**it, "containerName": "no-such-container"}, expect=1)
+    assert gone["said"] == "there is no container no-such-container"
 
 
 # --- scripts ----------------------------------------------------------------------------------------------------------

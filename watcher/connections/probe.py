@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from watcher import connections
 from watcher.connections import clients
-from watcher.connections.verdicts import Place, Verdict, began_no_tls, judge
-from watcher.errors import ObjectsError, TriggerError
+from watcher.connections.verdicts import Place, Verdict, began_no_tls, judge, judge_store
+from watcher.errors import TriggerError
 from watcher.values import Json
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ async def probe(
     No secret of the resource is in the verdict, whatever a server or a client may say.
     """
     if type in STORES and store is not None:
-        return _clean(await _within(seconds, _store(store, value, type), Place(type, _bucket(value))), type, value)
+        return _clean(await _within(seconds, _store(store, value, type), _store_place(type, value)), type, value)
     place = _place(type, value)
     work = {"postgresql": _postgresql, "mysql": _mysql, "mongodb": _mongodb, "redis": _redis, "upstash": _upstash}
     verdict = await _within(seconds, work[type](value, place, seconds), place)
@@ -70,17 +70,10 @@ async def _within(seconds: float, work: Awaitable[Verdict], place: Place) -> Ver
     try:
         async with asyncio.timeout(seconds):
             return await work
-    except ObjectsError as error:
-        kind = {"denied": "permissions", "missing": "no_database"}.get(error.kind, "unreachable")
-        return Verdict(kind, str(error), "correct the resource: bucket, region, endpoint and keys")  # type: ignore[arg-type]
     except TriggerError as error:
         return Verdict("client", str(error), "install it where the service runs")
-    except TimeoutError as error:
-        if place.type in STORES:
-            return Verdict("timeout", f"{place.where} did not answer in time", "look at the endpoint and at firewalls")
-        return judge(error, place)
     except Exception as error:  # whatever a client raises, the verdict is on the connection
-        return judge(error, place)
+        return judge_store(error, place) if place.type in STORES else judge(error, place)
 
 
 def _clean(verdict: Verdict, type: str, value: Json) -> Verdict:
@@ -222,6 +215,14 @@ async def _store(store: Callable[[Json, str], Awaitable[Storage]], value: Json, 
     found = await opened.list(limit=1)
     what = "at least one object" if found else "no object yet"
     return Verdict("ok", f"{_bucket(value)} can be listed: {what} in it")
+
+
+def _store_place(type: str, value: Json) -> Place:
+    said = value if isinstance(value, Mapping) else {}
+    address = str(said.get("endPoint") or said.get("endpoint") or "")
+    usual = {"s3": f"s3.{said.get('region') or 'us-east-1'}.amazonaws.com", "gcs": "storage.googleapis.com"}
+    host = address.rpartition("://")[2].partition("/")[0] or usual.get(type, "blob.core.windows.net")
+    return Place(type, host, database=_bucket(value))
 
 
 def _bucket(value: Json) -> str:

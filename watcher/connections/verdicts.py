@@ -51,10 +51,12 @@ NO_TLS: Mapping[str, str] = {
     "mongodb": "tls = false if the way there is safe",
     "redis": "tls = false if the way there is safe",
     "upstash": "an https:// address",
+    "s3": "useSSL = false if the way there is safe",
+    "azure_blob": "useSSL = false if the way there is safe",
 }
 WITH_TLS: Mapping[str, str] = {
     "postgresql": 'sslmode = "require"', "mysql": "ssl = true", "mongodb": "tls = true", "redis": "tls = true",
-    "upstash": "an https:// address",
+    "upstash": "an https:// address", "s3": "useSSL = true", "azure_blob": "useSSL = true",
 }  # fmt: skip
 CERTIFICATE: Mapping[str, str] = {
     "postgresql": "put the authority's certificate into root_certificate_pem",
@@ -71,6 +73,27 @@ def judge(error: BaseException, place: Place) -> Verdict:
     codes = {code for each in chain for code in _codes(each)}
     own = {"postgresql": _postgresql, "mysql": _mysql, "mongodb": _mongodb, "redis": _redis, "upstash": _upstash}
     return own[place.type](said, codes, place) or _network(said, chain, place) or _other(said, error, place)
+
+
+def judge_store(error: BaseException, place: Place) -> Verdict:
+    """The verdict on what object storage raised; ``place.database`` is its bucket or container."""
+    chain = list(_chain(error))
+    said = "\n".join(str(each) for each in chain)
+    if _any(said, r"there is no (bucket|container)"):
+        return Verdict("no_database", f"there is no {place.database}", "look for a typo in its name, or create it")
+    if _any(said, r"SignatureDoesNotMatch", r"InvalidAccessKeyId", r"AuthorizationFailure", r"failed to authenticate",
+            r"ExpiredToken", r"InvalidToken"):  # fmt: skip
+        do = "copy the access key and the secret key once more, and look at this machine's clock"
+        return Verdict("password", f"{place.where} does not take the keys of {place.database}", do)
+    if _any(said, r"access is refused", r"AccessDenied"):
+        do = "let an administrator allow it to list the bucket, to read objects and to write them"
+        return Verdict("permissions", f"these keys may not list {place.database}", do)
+    if isinstance(error, TimeoutError):
+        do = "look at firewalls on the way, or give it longer with --timeout"
+        return Verdict("timeout", f"{place.where} did not answer in time", do)
+    if found := _network(said, chain, place):
+        return found
+    return Verdict("unreachable", _first(said), "correct the resource: bucket, region, endpoint and keys")
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
@@ -97,7 +120,7 @@ def _any(said: str, *patterns: str) -> bool:
 
 def _network(said: str, chain: Sequence[BaseException], place: Place) -> Verdict | None:
     names = {type(each).__name__ for each in chain}
-    host = place.where.rpartition(":")[0] or place.where
+    host = re.sub(r":\d+\Z", "", place.where)
     if "gaierror" in names or _any(
         said, r"name or service not known", r"could not translate host name", r"failure in name resolution",
         r"failed to resolve", r"no address associated", r"dns query name does not exist", r"nodename nor servname",
@@ -125,7 +148,7 @@ def _network(said: str, chain: Sequence[BaseException], place: Place) -> Verdict
         said, r"connection (was )?(reset|closed)", r"server closed the connection", r"lost connection",
         r"errno 104\b", r"unexpected eof", r"closed by server",
     ):  # fmt: skip
-        do = f"perhaps it wants TLS ({WITH_TLS[place.type]}), or another kind of server listens there"
+        do = f"perhaps it wants TLS ({WITH_TLS.get(place.type, 'https')}), or another kind of server listens there"
         return Verdict("unreachable", f"{place.where} hung up before it said anything", do)
     return None
 
@@ -150,7 +173,7 @@ def _tls(said: str, place: Place) -> Verdict | None:
         r"record layer failure", r"packet length too long", r"ssl handshake failed", r"unexpected.eof.while",
         r"unexpected_eof", r"invalid.?contenttype", r"corrupt message",
     ):  # fmt: skip
-        return Verdict("tls", f"{where} does not speak TLS", f"correct the port, or say {NO_TLS[place.type]}")
+        return Verdict("tls", f"{where} does not speak TLS", f"correct the port, or say {NO_TLS.get(place.type, 'so')}")
     if _any(said, r"\bssl\b", r"\btls\b"):
         return Verdict("tls", f"no TLS connection to {where} came about", f"{_first(said)}")
     return None
@@ -202,9 +225,16 @@ def _postgresql(said: str, codes: set[Any], place: Place) -> Verdict | None:
         return Verdict("other", "Neon does not know which endpoint is meant", do)
     if "3D000" in codes or _any(said, r"database \".*\" does not exist"):
         return _no_database(place)
-    if _any(said, r"pg_hba\.conf (entry|rejects).*no encryption", r"ssl (connection is )?required", r"connection is insecure"):
+    if _any(
+        said,
+        r"pg_hba\.conf (entry|rejects).*no encryption",
+        r"ssl (connection is )?required",
+        r"connection is insecure",
+    ):
         return Verdict("tls", f"{place.where} wants TLS", f"say {WITH_TLS['postgresql']}")
-    if "42501" in codes or _any(said, r"permission denied", r"not permitted to log in", r"pg_hba\.conf (entry|rejects)"):
+    if "42501" in codes or _any(
+        said, r"permission denied", r"not permitted to log in", r"pg_hba\.conf (entry|rejects)"
+    ):
         do = f"let an administrator GRANT CONNECT ON DATABASE {place.database} to it, or allow it in pg_hba.conf"
         return Verdict("permissions", f"{place.who} may not connect to database {place.database}", do)
     if "53300" in codes or _any(said, r"too many (clients|connections)", r"remaining connection slots"):
