@@ -56,6 +56,7 @@ def test_the_envelope_names_the_item_and_the_headers_name_the_delivery() -> None
     assert request.headers == {
         "content-type": "application/json",
         "user-agent": agent,
+        "traceparent": "00-7d4448409dc051d1b2455ffdce74fad2-7d4448409dc051d0-01",
         "webhook-id": ID,
         "webhook-timestamp": "1772366400",
         "x-watcher-attempt": "1",
@@ -76,6 +77,15 @@ def test_every_attempt_sends_the_same_bytes() -> None:
     assert again.body == ask(HTTP).body
     assert again.headers["webhook-id"] == ID
     assert again.headers["x-watcher-attempt"] == "5"
+
+
+def test_all_attempts_are_spans_of_one_trace_and_a_user_may_choose_another() -> None:
+    spans = [ask(HTTP, attempt=attempt).headers["traceparent"].split("-") for attempt in (1, 2, 3)]
+    assert {(version, trace, flags) for version, trace, _, flags in spans} == {("00", ID.replace("-", ""), "01")}
+    assert len({span for _, _, span, _ in spans}) == 3
+    assert {len(span) for _, _, span, _ in spans} == {16}
+    own = Flow("hook", url="http://x/", headers={"Traceparent": "{{ item.trace }}"})
+    assert ask(own, item={"trace": "00-1-2-00"}).headers["traceparent"] == "00-1-2-00"
 
 
 def test_half_a_surrogate_pair_from_a_source_is_still_json_that_can_be_sent() -> None:

@@ -104,6 +104,7 @@ def headers(
     found = {
         "content-type": content_type,
         "user-agent": _user_agent(),
+        "traceparent": _traceparent(delivery),
     }
     if flow.headers:
         own = {**shape.headers(flow, delivery, but=resolved.headers), **resolved.headers}
@@ -116,6 +117,12 @@ def headers(
     if resolved.secrets:
         found["webhook-signature"] = sign(resolved.secrets, delivery.id, now, body)
     return found
+
+
+def _traceparent(delivery: Delivery) -> str:
+    """W3C Trace Context: the delivery is the trace, the same for all its attempts, and each attempt a span of it."""
+    trace = delivery.id.replace("-", "")
+    return f"00-{trace}-{int(trace[:16], 16) ^ delivery.attempt:016x}-01"
 
 
 _encode = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode  # dumps makes one a time
