@@ -20,6 +20,7 @@ from starlette.applications import Starlette
 from watcher import config as configuration
 from watcher import control, log, metrics
 from watcher.dispatch import Dispatcher
+from watcher.engine import silence
 from watcher.engine.backlog import Backlog
 from watcher.engine.brake import Brake
 from watcher.engine.embedded import Embedded
@@ -271,6 +272,7 @@ class Service:
         self.jobs.nudge = self._nudge
         self.brake = Brake(db, clock)
         self.backlog = Backlog(db, lambda: runtime.config)
+        self.silence = silence.Listener(db, lambda: runtime.config)
         self.engine = Embedded(
             runtime.runner, db, clock, lambda: self.brake.reason, self.brake.full, self.backlog.holds
         )
@@ -325,6 +327,7 @@ class Service:
         return {
             "brake": self.brake.watch(),
             "backlog": self.backlog.watch(),
+            "silence": self.silence.watch(),
             "flush": self._each(FLUSH_EVERY, self.runtime._flush),
             "prune": self._each(PRUNE_EVERY, self._prune),
             "check": self._each(CHECK_EVERY, self._check_database),
@@ -534,6 +537,7 @@ class Service:
             wake=self.dispatcher.wake,
             reload=self.reload,
             next_run=self.clock.next_run,
+            silences=lambda: self.silence.silent,
             outbound=lambda: self.outbound,
             started_at=self.started_at,
         )

@@ -16,6 +16,11 @@ last_success = Gauge(
     "watcher_last_success_timestamp_seconds", "When a watcher last succeeded.", ["watcher"], registry=registry
 )
 failing = Gauge("watcher_consecutive_failures", "Runs that failed in a row.", ["watcher"], registry=registry)
+silent = Gauge(
+    "watcher_silent", "Whether a watcher has found nothing for far longer than it ever did.", ["watcher"],
+    registry=registry,
+)  # fmt: skip
+gaps = Counter("watcher_gaps", "Runs after which something may have slid by unseen.", ["watcher"], registry=registry)
 deliveries = Counter("watcher_deliveries", "Attempts that ended.", ["flow", "outcome"], registry=registry)
 delivery_seconds = Histogram(
     "watcher_delivery_duration_seconds", "How long a flow took to answer.", registry=registry,
@@ -37,6 +42,6 @@ build_info = Gauge("watcher_build_info", "Always 1.", ["version"], registry=regi
 
 def forget_watcher(name: str) -> None:
     """Drop a removed watcher's series: a label lives for ever otherwise."""
-    for metric in (runs, items, last_success, failing, missed_ticks, skipped_ticks):
+    for metric in (runs, items, last_success, failing, silent, gaps, missed_ticks, skipped_ticks):
         for labels in [labels for labels in metric._metrics if labels[0] == name]:
             metric.remove(*labels)

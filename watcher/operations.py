@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from watcher import config as configuration
 from watcher import connections, resource_types
 from watcher.config import units
+from watcher.engine import silence
 from watcher.errors import ConfigError, SecretError, StoreError, TriggerError, WatcherError
 from watcher.failpoint import failpoint
 from watcher.log import mask, register
@@ -37,6 +38,7 @@ from watcher.store import watchers as watcher_store
 from watcher.values import UNSET, Config, JobStatus, Json, Memory, RunRecord
 
 if TYPE_CHECKING:
+    from watcher.engine.silence import Silence
     from watcher.run import Plan, Runner
     from watcher.secrets import Key
     from watcher.store.db import Database, Tx
@@ -56,6 +58,7 @@ class Operator:
     wake: Callable[[Collection[str]], None] = lambda flows: None  # deliveries of these flows became due
     reload: Callable[[], Awaitable[None]] | None = None
     next_run: Callable[[str], datetime | None] | None = None
+    silences: Callable[[], Mapping[str, Silence]] | None = None
     outbound: Callable[[], Config] | None = None  # with local flows as the dispatcher sees them
     started_at: datetime | None = None
 
@@ -106,6 +109,10 @@ async def status(op: Operator) -> Json:
         flows = {row.name: row for row in await flow_store.everyone(tx)}
         owed = await delivery_store.pending(tx)
         waiting = await delivery_store.waiting(tx)
+        if op.silences:
+            silent = op.silences()
+        else:
+            silent = await silence.silences(tx, config, list(known.values()), {})
         failed = await job_store.failed_since(tx, op.clock() - timedelta(days=1))
         bulk = await retry_store.current(tx, op.clock())
     return {
@@ -113,7 +120,8 @@ async def status(op: Operator) -> Json:
         "service": {"running": op.started_at is not None, "pid": os.getpid() if op.started_at else None}
         | {"started_at": plain(op.started_at)},
         "watchers": [
-            _watcher(op, name, known.get(name), waiting.get(name, 0)) for name in sorted({*config.watchers, *known})
+            _watcher(op, name, known.get(name), waiting.get(name, 0), silent.get(name))
+            for name in sorted({*config.watchers, *known})
         ],
         "flows": [
             _flow(config, name, flows.get(name), owed) | {"failed_jobs": failed.get(name, 0)}
@@ -122,7 +130,7 @@ async def status(op: Operator) -> Json:
     }
 
 
-def _watcher(op: Operator, name: str, row: Any, waiting: int) -> Json:
+def _watcher(op: Operator, name: str, row: Any, waiting: int, silent: Silence | None) -> Json:
     watcher = op.config().watchers.get(name)
     condition, reason = "ok", ""
     if watcher is None:
@@ -142,6 +150,8 @@ def _watcher(op: Operator, name: str, row: Any, waiting: int) -> Json:
         condition, reason = "failing", row.last_error
     elif not row.checked_at:
         condition, reason = "new", "never ran"
+    elif silent:
+        condition, reason = "silent", silent.reason
     stored = {} if row is None else {k: v for k, v in plain(row).items() if k not in ("id", "name", "origin")}
     runs = watcher is not None and watcher.enabled and condition not in ("paused", "quarantined")
     return {

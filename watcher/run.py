@@ -67,6 +67,7 @@ _LONGEST_WAIT = timedelta(days=1)  # that a source may ask for with Retry-After
 _NO_SCHEDULE = timedelta(minutes=5)  # what counts as the interval of a watcher that is only run by hand
 _SWEEP = timedelta(hours=1)
 _LARGE = 1000  # entries
+_AFTERWARDS = "everything was committed before this"
 _SMALL_PAGE = 10  # pages of fewer entries are looked at together
 
 
@@ -563,7 +564,7 @@ class Runner:
 
     async def _write(self, proposal: Proposal, *, recovered: bool) -> RunRecord:
         """The one transaction. What quiet runs left goes along with it."""
-        name, record = proposal.watcher, proposal.run
+        record = proposal.run
         failpoint("before_begin")
         done, _ = await asyncio.gather(
             self._db.write(lambda tx: runs.commit(tx, proposal)), self.flush(), return_exceptions=True
@@ -572,6 +573,16 @@ class Runner:
             return await self._lose(replace(record, outcome="conflict", error=str(done), counts={}))
         if isinstance(done, BaseException):
             raise done
+        try:
+            self._committed_well(proposal, done, recovered)
+        except Exception as error:
+            error.add_note(_AFTERWARDS)
+            raise
+        return record
+
+    def _committed_well(self, proposal: Proposal, done: runs.Committed, recovered: bool) -> None:
+        """What follows from a commit. A crash before this, or a fault in it, loses nothing: the rows are the truth."""
+        name, record = proposal.watcher, proposal.run
         failpoint("after_commit")
         self._sessions.supersede(name)
         self._recent.pop(name, None)
@@ -584,8 +595,8 @@ class Runner:
             deliveries=done.deliveries, **{k: v for k, v in record.counts.items() if k not in ("seen", "new")},
         )  # fmt: skip
         if record.gap:
+            metrics.gaps.labels(name).inc()
             _log.warning("run.gap", watcher=name, gap=record.gap)
-        return record
 
     async def _lose(self, record: RunRecord) -> RunRecord:
         """Note a run that another one was faster than."""
@@ -650,7 +661,9 @@ class Runner:
     ) -> RunRecord:
         """A fault of ours is a failed run like any other: shown, counted, and tried again more and more seldom."""
         _log.exception("run.crashed", watcher=watcher.name)
-        told = f"a fault of watcher itself ({type(error).__name__}: {error}): nothing was changed; please report it"
+        after = _AFTERWARDS in getattr(error, "__notes__", ())
+        so = "what was found is committed and will be sent" if after else "nothing was changed"
+        told = f"a fault of watcher itself ({type(error).__name__}: {error}): {so}; please report it"
         trace = "".join(traceback.format_exception(error))[-8_000:]
         async with self._db.read() as tx:
             status = await watchers.get(tx, watcher.name)

@@ -63,6 +63,7 @@ class Watcher:
     max_items: int = 1000  # deliveries released per run; the surplus is stored and released in later intervals
     memory_limit: int = 512 * 1024 * 1024  # bytes of address space above an idle worker's own
     forget_after: timedelta | None = None  # a key that the source has not listed for so long is forgotten
+    silent_after: timedelta | Literal["auto", "off"] = "auto"  # having found nothing for so long is told of
     max_backlog: int = 100_000  # so many of its deliveries wait: it is not polled until fewer do
     keep_history: int = 100  # versions of the state
     keep_runs: timedelta = timedelta(days=30)  # runs, and items that are no longer owed

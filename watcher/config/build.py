@@ -441,8 +441,8 @@ class Builder:
 
 _SAME = (
     "trigger", "every", "cron", "timezone", "jitter", "timeout", "first_run", "key", "cursor", "lookback",
-    "max_change", "max_items", "memory_limit", "forget_after", "max_backlog", "keep_history", "keep_runs", "enabled",
-    "was",
+    "max_change", "max_items", "memory_limit", "forget_after", "silent_after", "max_backlog", "keep_history",
+    "keep_runs", "enabled", "was",
 )  # fmt: skip
 """Options of a watcher that mean the same in values.Watcher."""
 

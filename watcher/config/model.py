@@ -120,6 +120,26 @@ Lookback = Annotated[
 ]
 
 
+def _silent_after(value: Any) -> timedelta | str:
+    if value in ("auto", "off"):
+        return str(value)
+    try:
+        span = units.duration(value)
+    except ValueError:
+        raise ValueError('must be a duration ("2d"), "auto" or "off"') from None
+    if span < timedelta(minutes=1):
+        raise ValueError("must be a minute at least")
+    return span
+
+
+SilentAfter = Annotated[
+    timedelta | Literal["auto", "off"],
+    BeforeValidator(_silent_after),
+    PlainSerializer(lambda value: value if isinstance(value, str) else units.show_duration(value)),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": units.DURATION_PATTERN}, {"enum": ["auto", "off"]}]}),
+]
+
+
 def _plain(value: Any, depth: int = 0) -> Any:
     """TOML has dates and infinities, JSON has not: dates become text, infinities are a mistake."""
     if depth > 32:
@@ -428,6 +448,9 @@ class Watcher(Table):
     """Memory that the script may take beyond an idle worker's."""
     forget_after: Duration | None = Field(default=None, ge=timedelta(days=1))
     """Forget keys that the source has not listed for so long. Without it nothing is forgotten."""
+    silent_after: SilentAfter = _of(values.Watcher, "silent_after")
+    """When nothing was found for so long, that is told once: a duration, `auto` (three times as long as it ever took
+    between two finds, an hour at least, once there were ten), or `off`."""
     max_backlog: int = Field(default=_of(values.Watcher, "max_backlog"), ge=1)
     """When more deliveries of this watcher than this wait to be sent, its source is not asked until fewer do."""
     keep_history: int = Field(default=_of(values.Watcher, "keep_history"), ge=1, le=100_000)

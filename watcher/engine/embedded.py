@@ -40,6 +40,9 @@ class Embedded:
     _running: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
     _told: dict[str, datetime] = field(default_factory=dict)
     _overrun: dict[str, int] = field(default_factory=dict)  # ticks that came while a run went on
+    _unstored: dict[str, str] = field(
+        default_factory=dict
+    )  # watchers whose last run the database did not take, and why
 
     def tick(self, tick: Tick) -> None:
         """Start the run of one tick, or skip it: the run before still goes on, or the database has no room."""
@@ -73,13 +76,25 @@ class Embedded:
             if self.db.dialect == "postgresql" and not await self._take(tick):
                 return
             await self.runner.run(tick.watcher, tick_at=tick.at)
+            self._stored(tick.watcher)
         except DatabaseFull as error:
             self.full(error)
         except StoreError as error:
-            _log.error("run.not_stored", watcher=tick.watcher, error=str(error))
+            self._not_stored(tick.watcher, str(error))
         except Exception:
             # One watcher's accident must not end the others; the next tick tries again.
             _log.exception("run.crashed", watcher=tick.watcher)
+
+    def _not_stored(self, name: str, error: str) -> None:
+        """Tell of trouble with the database once, and not at each tick of each watcher while it lasts."""
+        if error not in self._unstored.values():
+            _log.error("run.not_stored", watcher=name, error=error)
+        self._unstored[name] = error
+
+    def _stored(self, name: str) -> None:
+        error = self._unstored.pop(name, None)
+        if error is not None and error not in self._unstored.values():
+            _log.info("run.stored_again", watcher=name)
 
     async def _take(self, tick: Tick) -> bool:
         return await self.db.write(lambda tx: watcher_store.take(tx, tick.watcher, tick.at))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Select, case, insert, literal, or_, select, update
+from sqlalchemy import Select, case, exists, insert, literal, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from watcher.errors import StoreError
@@ -176,6 +176,24 @@ async def list(
 async def get(tx: AsyncConnection, id: int) -> RunView | None:
     row = (await tx.execute(_select().where(run.c.id == id))).first()
     return None if row is None else _view(row)
+
+
+async def finds(tx: AsyncConnection, watcher_id: int, limit: int) -> Sequence[datetime]:
+    """When a watcher's newest runs that found items ended, newest first."""
+    statement = (
+        select(run.c.finished_at)
+        .where(run.c.watcher_id == watcher_id, exists().where(item.c.run_id == run.c.id))
+        .order_by(run.c.id.desc())
+        .limit(limit)
+    )
+    return [*(await tx.execute(statement)).scalars()]
+
+
+async def first(tx: AsyncConnection, watcher_id: int) -> datetime | None:
+    """When the oldest run of a watcher that is still on record ended."""
+    statement = select(run.c.finished_at).where(run.c.watcher_id == watcher_id).order_by(run.c.id).limit(1)
+    at: datetime | None = (await tx.execute(statement)).scalar_one_or_none()
+    return at
 
 
 async def plan(tx: AsyncConnection, id: int) -> bytes:
