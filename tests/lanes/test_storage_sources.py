@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,12 +23,14 @@ import pytest
 from tests.conftest import NOW
 from tests.support.postgres import Postgres
 from tests.support.running import Bench, running
-from tests.support.servers import PASSWORD, MariaDB, MongoDB, Redis, serving
+from tests.support.servers import PASSWORD, Azurite, MariaDB, MongoDB, Redis, SeaweedFS, serving
 from tests.support.service import ROOT
 from watcher.scripts import builtins
 from watcher.store.db import Database
+from watcher.values import MaxChange
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+NUMBERS = itertools.count(1)
 
 
 class Watch:
@@ -619,3 +624,121 @@ async def test_what_mongodb_knows_becomes_json(watch: Watch, mongodb: MongoDB, t
         "_id": str(id), "d": "1.50", "l": 2**53 + 1, "b": "AP8=", "f": "nan", "t": "2026-01-01T12:00:00.250Z",
         "a": [{"x": None}, True],
     }  # fmt: skip
+
+
+# --- buckets ----------------------------------------------------------------------------------------------------------
+
+
+class Bucket:
+    """A place for objects on a real server: ``put`` as its own client does it."""
+
+    def __init__(self, trigger: str, args: dict[str, Any], put: Callable[..., Any], delete: Callable[..., Any]) -> None:
+        self.trigger, self.args, self.put, self.delete = trigger, args, put, delete
+
+
+@pytest.fixture
+def s3_bucket(seaweedfs: SeaweedFS) -> Bucket:
+    client = seaweedfs.client()
+    prefix = f"sources-{os.getpid()}-{next(NUMBERS)}/"
+    return Bucket(
+        "s3_objects",
+        {"storage": seaweedfs.resource, "prefix": prefix},
+        lambda key, body: client.put_object(Bucket=seaweedfs.bucket, Key=prefix + key, Body=body),
+        lambda key: client.delete_object(Bucket=seaweedfs.bucket, Key=prefix + key),
+    )
+
+
+@pytest.fixture
+def azure_container(azurite: Azurite) -> Iterator[Bucket]:
+    resource = azurite.create()
+    with azurite.client() as service, service.get_container_client(resource["containerName"]) as client:
+        yield Bucket(
+            "azure_blobs",
+            {"container": resource, "prefix": "in/", "settle": 0},
+            lambda key, body: client.upload_blob("in/" + key, body, overwrite=True),
+            lambda key: client.delete_blob("in/" + key),
+        )
+
+
+@pytest.fixture(params=["s3_bucket", "azure_container"])
+def bucket(request: pytest.FixtureRequest) -> Bucket:
+    found: Bucket = request.getfixturevalue(request.param)
+    return found
+
+
+async def test_objects_that_are_new_overwritten_and_removed(watch: Watch, bucket: Bucket) -> None:
+    prefix = bucket.args["prefix"]
+    bucket.put("m.csv", b"1")
+    bucket.put("z.csv", b"1")
+    watch.set(bucket.trigger, on=("new", "changed", "removed"), pattern="*.csv", **bucket.args)
+    assert await watch.run() == []
+    bucket.put("a.csv", b"1")  # sorts before what was there
+    bucket.put("deep/er.csv", b"1")
+    bucket.put("not.txt", b"1")
+    bucket.put("m.csv", b"22")
+    bucket.delete("z.csv")
+    assert sorted(await watch.run()) == [
+        ("changed", f"{prefix}m.csv"), ("new", f"{prefix}a.csv"), ("new", f"{prefix}deep/er.csv"),
+        ("removed", f"{prefix}z.csv"),
+    ]  # fmt: skip
+    assert await watch.run() == []
+    changed = next(item for item in await watch.bench.found() if item.change == "changed").payload
+    assert (changed["previous"]["size"], changed["item"]["size"], changed["item"]["s3"]) == (1, 2, f"{prefix}m.csv")
+
+
+async def test_more_objects_than_one_page(watch: Watch, s3_bucket: Bucket) -> None:
+    s3_bucket.put("0", b"")
+    watch.set("s3_objects", **s3_bucket.args)
+    await watch.run()
+    names = [f"{number:04}" for number in range(1100)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: s3_bucket.put(name, b""), names))
+    watch.bench.configure(max_change=MaxChange(share=None))
+    assert len(await watch.run()) == 1100
+    s3_bucket.put("!before", b"")
+    assert await watch.run() == [("new", s3_bucket.args["prefix"] + "!before")]
+
+
+async def test_an_object_that_is_touched_is_left_in_peace(watch: Watch, bucket: Bucket) -> None:
+    prefix = bucket.args["prefix"]
+    bucket.put("old", b"1")
+    args = {**bucket.args, "settle": 3}
+    watch.set(bucket.trigger, on=("new", "changed", "removed"), **args)
+    await settled(watch)  # the baseline is empty or not: what counts is that `old` is known
+    bucket.put("old", b"12")
+    bucket.put("young", b"1")
+    assert await watch.run() == []
+    found = await settled(watch)
+    assert sorted(found) == [("changed", f"{prefix}old"), ("new", f"{prefix}young")]
+
+
+async def settled(watch: Watch) -> list[tuple[str, str]]:
+    """What comes until nothing is young anymore; the store's clock is what is waited for."""
+    found: list[tuple[str, str]] = []
+    until = time.monotonic() + 3.5
+    while time.monotonic() < until:
+        found += await watch.run()
+    return found + await watch.run()
+
+
+async def test_a_bucket_that_is_not_there_and_wrong_keys(watch: Watch, seaweedfs: SeaweedFS, azurite: Azurite) -> None:
+    on = ("new", "removed")
+    watch.set("s3_objects", on=on, storage={**seaweedfs.resource, "bucket": "nowhere"})
+    assert "NoSuchBucket" in await watch.fails()
+    watch.set("s3_objects", on=on, storage={**seaweedfs.resource, "secretKey": PASSWORD + "x"})
+    assert "SignatureDoesNotMatch" in await watch.fails()
+    watch.set("s3_objects", on=on, storage={**seaweedfs.resource, "endPoint": "127.0.0.1:9"})
+    assert "cannot be reached" in await watch.fails()
+    watch.set("azure_blobs", on=on, container={**azurite.create(), "containerName": "nowhere"})
+    assert "ContainerNotFound" in await watch.fails()
+
+
+async def test_a_server_that_restarts_removes_nothing(watch: Watch, seaweedfs: SeaweedFS, s3_bucket: Bucket) -> None:
+    s3_bucket.put("one", b"1")
+    watch.set("s3_objects", on=("new", "changed", "removed"), **s3_bucket.args)
+    await watch.run()
+    seaweedfs.stop()
+    assert "cannot be reached" in await watch.fails()
+    seaweedfs.start()
+    s3_bucket.put("two", b"2")
+    assert await watch.run() == [("new", s3_bucket.args["prefix"] + "two")]
