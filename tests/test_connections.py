@@ -255,7 +255,7 @@ def test_a_typo_is_shown_under_a_caret() -> None:
     assert wrong("postgresql", "postgres://me:hunter22@db.example.com/shop?sslmod=require") == (
         "this is no connection string of type postgresql:\n"
         "  no such parameter: sslmod (did you mean sslmode?)\n"
-        "    postgres://*****@db.example.com/shop?sslmod=require\n"
+        "    postgres://*****@db.example.com/shop?sslmod=*****\n"
         "                                         ^^^^^^"
     )
 
@@ -319,6 +319,14 @@ def test_a_typo_comes_with_what_would_be_right(type: str, url: str, hint: str) -
         "postgres://h/d?user=me&password=hunter22&sslmod=x",
         "postgres://h/d?password=a&hunter22&sslmod=x",
         "postgres://me:hunter22 @h/d",
+        "postgres://me/hunter22@h/d",
+        "postgres://me=hunter22/d",
+        "postgres://h/d?passwrd=hunter22",
+        "postgres://h/d?passwordhunter22",
+        "postgres://h/d?password:hunter22&sslmode=require",
+        "https://x.upstash.io_token=hunter22",
+        "https://x.upstash.io#_token=hunter22",
+        "REDIS_URL=redis//:hunter22@h",
         "postgres://me:hunter22@h/d?sslmode=require@x",
         "postgres://hunter22@h:x/d",
         "redis://hunter22@h/x",

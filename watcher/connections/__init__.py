@@ -23,10 +23,11 @@ class _Kind:
     read: Callable[[Split], dict[str, Json]]
     write: Callable[[Mapping[str, Any]], str]
     secrets: tuple[str, ...]  # fields that hold one; a dot leads into an object
+    harmless: tuple[str, ...]  # parameters whose values may be shown
 
 
 TYPES: Mapping[str, _Kind] = {
-    name: _Kind(module.SCHEMES, module.read, module.write, module.SECRETS)
+    name: _Kind(module.SCHEMES, module.read, module.write, module.SECRETS, module.HARMLESS)
     for name, module in {
         "postgresql": postgresql, "mysql": mysql, "mongodb": mongodb, "redis": redis, "upstash": upstash
     }.items()
@@ -34,6 +35,7 @@ TYPES: Mapping[str, _Kind] = {
 """The resource types that have a connection string."""
 
 _OTHERS = {scheme: name for name, kind in TYPES.items() for scheme in kind.schemes}
+_HARMLESS = frozenset(name.lower() for kind in TYPES.values() for name in kind.harmless)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def parse(type: str, given: str) -> Connection:
         if given.strip().lower().startswith(("rediss://", "redis://")):
             type, notes = "redis", ("this is Redis's own protocol: a resource of type redis",)
     kind = TYPES[type]
-    found = split(type, given, kind.schemes, _OTHERS)
+    found = split(type, given, kind.schemes, _OTHERS, _HARMLESS)
     value = kind.read(found)
     found.done()
     return Connection(type, value, (*notes, *found.notes))
@@ -76,7 +78,7 @@ def write(type: str, value: Mapping[str, Any]) -> str:
 
 def shown(type: str, value: Mapping[str, Any]) -> str:
     """The same for a reader: without secrets."""
-    return blanked(write(type, value))[0]
+    return blanked(write(type, value), _HARMLESS)[0]
 
 
 def secrets(type: str, value: Mapping[str, Any]) -> dict[str, str]:

@@ -40,6 +40,7 @@ _CHOICES = {
 }  # fmt: skip
 _KNOWN = {name.lower(): name for name in (*_TRUTHS, *_NUMBERS, *_TEXTS, *_CHOICES)}
 """Their names are the same in any case, says the specification of connection strings."""
+HARMLESS = (*_TRUTHS, *_NUMBERS, *_CHOICES, "replicaSet", "appName", "authSource", "w")
 _OWN = ("db", "tls", "servers", "credential", "srv")
 
 

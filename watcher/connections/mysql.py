@@ -22,6 +22,7 @@ _NUMBERS = ("connect_timeout", "read_timeout", "write_timeout")
 _TEXTS = ("charset", "collation", "init_command", "ssl_ca", "ssl_cert", "ssl_key")
 OWN = ("host", "port", "user", "password", "database", "ssl", "ssl_mode")
 _KNOWN = ("ssl-mode", "ssl", "socket", *_NUMBERS, *_TEXTS)
+HARMLESS = (*_KNOWN, "ssl_mode", "sslmode")
 _FOREIGN = {
     "sslaccept": "Prisma", "connection_limit": "Prisma", "pool_timeout": "Prisma", "servertimezone": "JDBC",
     "allowpublickeyretrieval": "JDBC", "autoreconnect": "JDBC", "useunicode": "JDBC", "characterencoding": "JDBC",

@@ -39,6 +39,18 @@ _TEXTS = (
 )  # fmt: skip
 _OWN = ("host", "port", "user", "password", "dbname")
 _KNOWN = (*_OWN, *_CHOICES, *_NUMBERS, *_TEXTS)
+HARMLESS = (
+    "host",
+    "port",
+    "user",
+    "dbname",
+    *_CHOICES,
+    *_NUMBERS,
+    "options",
+    "application_name",
+    "hostaddr",
+    "sslrootcert",
+)
 _SAID_ELSEWHERE = {
     "true": "did you mean require?", "no-verify": "require does not check the certificate",
     "verify_full": "did you mean verify-full?", "verify_ca": "did you mean verify-ca?",

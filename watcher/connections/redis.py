@@ -26,6 +26,7 @@ _TRUTHS = ("socket_keepalive", "retry_on_timeout", "ssl_check_hostname", "decode
 _TEXTS = ("client_name", "encoding", "ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _CHOICES = {"ssl_cert_reqs": ("none", "optional", "required")}
 _KNOWN = ("db", "username", "password", "cluster", *_NUMBERS, *_SECONDS, *_TRUTHS, *_TEXTS, *_CHOICES)
+HARMLESS = ("db", "cluster", *_NUMBERS, *_SECONDS, *_TRUTHS, "client_name", *_CHOICES)
 OWN = ("host", "port", "username", "password", "db", "tls", "cluster", "nodes")
 
 

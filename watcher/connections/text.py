@@ -23,9 +23,9 @@ _HOSTS = re.compile(r"(?:[\w.%~-]*|\[[^\]@]*\])(?::\d*)?(?:,(?:[\w.%~-]*|\[[^\]@
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
 _PLACEHOLDER = re.compile(r"\[[^\]]*\]|<[^>]*>|\*{3,}|•{3,}|\$\{?\w+\}?|\{\{?[^}]*\}?\}|YOUR[-_ ]?PASSWORD", re.I)
-_SECRET_PARAMETER = re.compile(r"([?&;](?:amp;)?([^=&?]+)=)([^&]*(?:&[^=&]*(?![^&]))*)")
-"""With what follows an & that begins no other parameter: the secret may hold one."""
-_SECRET_NAME = re.compile(r"pass|pwd|token|secret|key|credential", re.I)
+_PATH = re.compile(r"(?:/[\w.%~-]*)*")
+_NAME = re.compile(r"(?:amp;)?[A-Za-z_][\w.-]{0,40}", re.ASCII)
+"""Of a parameter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +43,9 @@ class Typo(WatcherError):
 
     exit_code = 2
 
-    def __init__(self, kind: str, text: str, marks: Sequence[Mark]) -> None:
+    def __init__(self, kind: str, text: str, marks: Sequence[Mark], harmless: Collection[str] = ()) -> None:
         self.marks = tuple(marks)
-        super().__init__(_render(kind, text, self.marks))
+        super().__init__(_render(kind, text, self.marks, harmless))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,7 @@ class Split:
 
     kind: str
     text: str
+    harmless: Collection[str] = ()  # parameters whose values may be shown
     scheme: Part = Part("", 0, 0)
     user: Part | None = None
     password: Part | None = None
@@ -100,25 +101,28 @@ class Split:
     def fatal(self, message: str, start: int, end: int, hint: str = "") -> Typo:
         """The error to raise where nothing behind the place can be understood."""
         self.wrong(message, start, end, hint)
-        return Typo(self.kind, self.text, self.marks)
+        return Typo(self.kind, self.text, self.marks, self.harmless)
 
     def done(self) -> None:
         """Raises Typo if there was any mistake."""
         if self.marks:
-            raise Typo(self.kind, self.text, sorted(self.marks, key=lambda mark: mark.start))
+            raise Typo(self.kind, self.text, sorted(self.marks, key=lambda mark: mark.start), self.harmless)
 
 
 # --- taking apart -----------------------------------------------------------------------------------------------------
 
 
-def split(kind: str, given: str, schemes: Mapping[str, str], others: Mapping[str, str]) -> Split:
-    """The parts of a connection string. ``schemes``: those of this kind, by what they mean; ``others``: scheme → kind.
+def split(
+    kind: str, given: str, schemes: Mapping[str, str], others: Mapping[str, str], harmless: Collection[str]
+) -> Split:
+    """The parts of a connection string. ``schemes``: those of this kind, by what they mean; ``others``: scheme → kind;
+    ``harmless``: the parameters whose values may be shown.
 
     Hosts are validated as names, ports as numbers, escapes as escapes; what parameters mean is for the kind to say.
     Raises Typo when the rest cannot be read.
     """
     text = unwrapped(given)
-    found = Split(kind, text)
+    found = Split(kind, text, harmless)
     first = next(iter(schemes))
     if not text:
         raise found.fatal("it is empty", 0, 1, f"it begins with {first}://")
@@ -273,6 +277,11 @@ def _path_and_parameters(found: Split, start: int) -> None:
         found.wrong("a # would begin a remark", sharp, sharp + 1, "write # as %23")
     if (ampersand := text.find("&", begin, end)) >= 0 and "=" in text[ampersand:end]:
         raise found.fatal("an & before any ?", ampersand, ampersand + 1, "the first parameter begins with ?")
+    if (at := text.find("@", begin, end)) >= 0:
+        hint = "write @ as %40, and a slash in a password as %2F"
+        raise found.fatal("an @ behind the host", at, at + 1, hint)
+    if (slash := text.find("/", begin, end)) >= 0 and found.hosts and not text.startswith("http"):
+        found.wrong("a second slash behind the host", slash, slash + 1, "write / as %2F")
     found.path = decoded(found, begin, end, "the database")
     if question >= 0:
         found.parameters = tuple(_parameters(found, question + 1))
@@ -337,12 +346,12 @@ def number(found: Split, parameter: Parameter) -> int:
 
 def unknown(found: Split, parameter: Parameter, known: Collection[str]) -> None:
     """Note that there is no such parameter."""
-    name = parameter.name
+    plain = _NAME.fullmatch(parameter.name)
     found.wrong(
-        f"no such parameter: {name if len(name) <= 60 else name[:60] + '…'}",
+        f"no such parameter: {parameter.name}" if plain else "no such parameter",
         parameter.start,
         parameter.value_start - 1,
-        near(name, known),
+        near(parameter.name, known),
     )
 
 
@@ -391,9 +400,9 @@ def query(pairs: Iterable[tuple[str, Json]]) -> str:
 # --- showing ----------------------------------------------------------------------------------------------------------
 
 
-def blanked(text: str) -> tuple[str, Callable[[int], int]]:
+def blanked(text: str, harmless: Collection[str] = ()) -> tuple[str, Callable[[int], int]]:
     """The text without what is, or may be, secret; and where a place of the text is in that."""
-    holes = _holes(text)
+    holes = _holes(text, harmless)
     shown, at = [], 0
     for start, end in holes:
         shown += [text[at:start], MASK]
@@ -412,42 +421,48 @@ def blanked(text: str) -> tuple[str, Callable[[int], int]]:
     return "".join(shown), place
 
 
-def _holes(text: str) -> list[tuple[int, int]]:
-    """Where secrets may stand. Too much is blanked rather than too little: the text may be mistaken anywhere.
+def _holes(text: str, harmless: Collection[str]) -> list[tuple[int, int]]:
+    """Where secrets may stand: wherever the text does not have the form of what may be shown.
 
     Whatever the log would blank is among them, else it would move the text away from its carets.
     """
     scheme = _SCHEME.match(text)
-    start = scheme.end() if scheme else 0
-    at = text.rfind("@")
+    if scheme is None:
+        return [(0, len(text))]
+    start, at = scheme.end(), text.rfind("@")
     holes: list[tuple[int, int]] = []
     if at >= start:
-        holes.append((start, at))  # the user too, as the log has it
-    else:
-        # Perhaps the @HOST was forgotten.
-        authority = re.compile(r"[^/?#]*").match(text, start)
-        end = authority.end() if authority else start
-        for found in re.finditer(r":([^:,\]]*)", text[start:end]):
-            if not found[1].isdigit() and not text.startswith("[", start):
-                holes.append((start + found.start(1), end))
-                break
-    for found in _SECRET_PARAMETER.finditer(text, max(at, 0)):
-        if _SECRET_NAME.search(unquote(found[2])):
-            holes.append((found.start(3), found.end(3)))
-    merged: list[tuple[int, int]] = []
-    for begin, end in sorted(hole for hole in holes if hole[0] < hole[1]):
-        if merged and begin <= merged[-1][1]:
-            merged[-1] = merged[-1][0], max(end, merged[-1][1])
-        else:
-            merged.append((begin, end))
-    return merged
+        begin = _next(text, "&", at) if "?" in text[start:at] else at + 1
+        holes.append((start, begin - (begin == at + 1)))  # the user too, as the log has it
+        start = begin
+    question = _next(text, "?", start)
+    slash = _next(text, "/", start, question)
+    if not _HOSTS.fullmatch(text, start, slash):  # perhaps the @HOST was forgotten
+        holes.append((start, question))
+    elif not _PATH.fullmatch(text, slash, question):
+        holes.append((slash, question))
+    for piece in re.finditer(r"[^&]+", text[question + 1 :]):
+        begin, end = question + 1 + piece.start(), question + 1 + piece.end()
+        name, equals, value = piece[0].partition("=")
+        if not equals or not _NAME.fullmatch(name):
+            holes.append((begin, end))
+        elif name.lower() not in harmless or re.search("[#?=]", value):
+            holes.append((begin + len(name) + 1, end))
+    return [hole for hole in holes if hole[0] < hole[1]]
+
+
+def _next(text: str, mark: str, start: int, end: int | None = None) -> int:
+    """Where a mark is next, else the end."""
+    stop = len(text) if end is None else end
+    found = text.find(mark, start, stop)
+    return stop if found < 0 else found
 
 
 _WIDTH = 100
 
 
-def _render(kind: str, text: str, marks: Sequence[Mark]) -> str:
-    shown, place = blanked(text)
+def _render(kind: str, text: str, marks: Sequence[Mark], harmless: Collection[str]) -> str:
+    shown, place = blanked(text, harmless)
     lines = [f"this is no connection string of type {kind}:"]
     for mark in marks:
         lines.append(f"  {mark.message}" + (f" ({mark.hint})" if mark.hint else ""))

@@ -12,6 +12,7 @@ from watcher.values import Json
 
 SCHEMES = {"https": "", "http": ""}
 SECRETS = ("token",)
+HARMLESS: tuple[str, ...] = ()
 
 _LINES = re.compile(r"(?:export\s+)?([A-Z_]*(?:REST_API|REST)(?:_API)?_(URL|TOKEN))\s*=\s*(\S+)")
 
