@@ -62,10 +62,8 @@ class Place:
         assert self.here.service.process is not None
         return self.here.service.process.pid
 
-    def peak(self, *, reset: bool = False) -> float:
-        """MiB of the service that were in memory at most, since the last reset."""
-        if reset:
-            Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+    def peak(self) -> float:
+        """MiB of the service that were in memory at most until now."""
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
 
@@ -168,7 +166,6 @@ async def large(report: Report, place: Place, size: int, rounds: int) -> None:
     for how in (place.upload, place.download):
         await asyncio.to_thread(how, small)
     await put(place.proxy, "bench/proxy", small)
-    place.peak(reset=True)
     before = place.peak()
     ups = {
         "obstore directly": partial(put, place.direct, "bench/direct", size),

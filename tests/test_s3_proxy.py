@@ -7,7 +7,7 @@ import base64
 import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,6 +17,7 @@ import pytest
 from tests.support.s3 import AT, ROOM, Place, code, value
 from watcher.objects import PRIMARY
 from watcher.secrets import load_key, new_key
+from watcher.server import windmill
 from watcher.server.windmill import s3_proxy, sigv4
 from watcher.server.windmill.signing import Ring
 from watcher.store import tokens
@@ -393,11 +394,12 @@ async def test_an_upload_that_is_given_up_leaves_nothing(place: Place, tmp_path:
     assert (await s3("DELETE", "a", f"uploadId={upload}")).status_code == 204
     assert code(await s3("PUT", "a", f"partNumber=2&uploadId={upload}", body=b"x")) == (404, "NoSuchUpload")
     assert len(stored(tmp_path)) == 2  # the other one
-    place.now += timedelta(days=365 * 100)  # the files have the machine's time
-    await place.client()
-    s3.place = place
-    upload = value(await s3("POST", "a", "uploads"), "UploadId")
-    assert stored(tmp_path) == [f"data/uploads/{upload}/upload.json"]
+    data = tmp_path / "data"
+    await windmill.forget_uploads(data, datetime.now(UTC) + timedelta(hours=23))
+    assert len(stored(tmp_path)) == 2
+    await windmill.forget_uploads(data, datetime.now(UTC) + timedelta(hours=25))
+    assert stored(tmp_path) == []
+    await windmill.forget_uploads(tmp_path / "never", AT)
 
 
 async def test_a_part_needs_a_number_and_an_upload_that_began(place: Place) -> None:

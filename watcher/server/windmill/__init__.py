@@ -11,8 +11,9 @@ from starlette.routing import BaseRoute, Route
 
 from watcher.server.windmill import jobs, objects, resources, s3_access, s3_proxy, types, users, variables
 from watcher.server.windmill.desk import Desk
+from watcher.server.windmill.s3_parts import forget_uploads
 
-__all__ = ["Desk", "routes"]
+__all__ = ["Desk", "forget_uploads", "routes"]
 
 
 def routes(desk: Desk) -> list[BaseRoute]:

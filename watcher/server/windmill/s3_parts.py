@@ -180,6 +180,16 @@ def _open(file: Path, mode: Literal["rb", "xb"]) -> FileIO:
     return file.open(mode, buffering=0)
 
 
+def room(data: Path) -> Path:
+    """Where the parts are, in the service's ``data``."""
+    return data / "uploads"
+
+
+async def forget_uploads(data: Path, now: datetime) -> None:
+    """Remove the uploads that nobody went on with for a day. Raises ObjectsError."""
+    await Parts(room(data)).sweep(now)
+
+
 async def _fill(write: Callable[[memoryview], int], body: AsyncIterator[bytes]) -> int:
     waiting: list[bytes] = []
     size = total = 0

@@ -31,7 +31,7 @@ from watcher.server.guard import JOB_SCOPES, Principal
 from watcher.server.windmill import s3_xml as xml
 from watcher.server.windmill import sigv4
 from watcher.server.windmill.desk import Desk, who_is
-from watcher.server.windmill.s3_parts import Parts, Upload
+from watcher.server.windmill.s3_parts import Parts, Upload, room
 from watcher.server.windmill.signing import Signing, stands_for
 from watcher.server.windmill.sigv4 import Asked, Refusal
 from watcher.store import tokens
@@ -147,7 +147,7 @@ class Proxy:
 
     @property
     def _parts(self) -> Parts:
-        return Parts(self._desk.config().data / "uploads")
+        return Parts(room(self._desk.config().data))
 
     # --- who, and what ------------------------------------------------------------------------------------------------
 
