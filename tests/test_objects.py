@@ -461,7 +461,7 @@ def objects(**storages: StorageSettings) -> Objects:
 
     async def value(path: str) -> Any:
         if path == "u/admin/broken":
-            return {"accessKey": "AKIA-not-to-be-shown"}
+            return {"accessKey": "AKIA-not-to-be-shown", "secretKey": "s"}
         raise ResolveError(f"there is no resource {path}", missing=True)
 
     return Objects(lambda: config, value)
@@ -528,16 +528,68 @@ def test_the_address_of_an_s3_resource(changed: dict[str, Any], address: str) ->
 
 
 def test_resources_as_windmill_writes_them() -> None:
-    settings, options = cloud.s3({**S3, "accessKey": "k", "secretKey": "s", "token": "t", "pathStyle": False})
-    assert settings["virtual_hosted_style_request"]
-    assert (settings["access_key_id"], settings["secret_access_key"], settings["session_token"]) == ("k", "s", "t")
-    assert options == {"allow_http": False}
-    settings, options = cloud.azure(
+    made = cloud.s3({**S3, "accessKey": "k", "secretKey": "s", "token": "t", "pathStyle": False})
+    assert made.settings["virtual_hosted_style_request"]
+    assert made.credentials is not None
+    assert made.credentials() == {
+        "access_key_id": "k", "secret_access_key": "s", "token": "t", "expires_at": None,
+    }  # fmt: skip
+    assert not made.http
+    made = cloud.azure(
         {"accountName": "a", "containerName": "c", "accessKey": "k", "endpoint": "127.0.0.1:1/a", "useSSL": False}
     )
-    assert (settings["endpoint"], options) == ("http://127.0.0.1:1/a", {"allow_http": True})
-    settings, _ = cloud.gcs({"bucket": "b", "serviceAccountKey": {"type": "service_account"}})
-    assert settings["service_account_key"] == '{"type": "service_account"}'
+    assert (made.settings["endpoint"], made.http) == ("http://127.0.0.1:1/a", True)
+    made = cloud.azure({"accountName": "a", "containerName": "c", "tenantId": "t", "clientId": "c"})
+    assert made.settings["endpoint"] == "https://a.blob.core.windows.net"
+    assert (made.settings["tenant_id"], made.settings["skip_signature"]) == ("t", False)
+    made = cloud.gcs({"bucket": "b", "serviceAccountKey": {"type": "service_account"}})
+    assert made.settings["service_account_key"] == '{"type": "service_account"}'
+
+
+def test_keys_are_never_taken_from_the_services_environment(tmp_path: Path) -> None:
+    """obstore would: and send them wherever the resource of an API user points to."""
+    code = """
+import asyncio, http.server, threading
+from watcher.objects import cloud
+import obstore
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        print(self.path, {k.lower(): v for k, v in self.headers.items()})
+        self.send_response(404); self.send_header("content-length", "0"); self.end_headers()
+    def log_message(self, *_): pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+at = f"http://127.0.0.1:{server.server_port}"
+async def main():
+    for kind, value in [
+        ("s3", {"bucket": "b", "endPoint": at}),
+        ("s3", {"bucket": "b", "endPoint": at, "accessKey": "own", "secretKey": "own"}),
+        ("azure_blob", {"accountName": "own", "containerName": "b", "endpoint": at}),
+        ("azure_blob", {"accountName": "own", "containerName": "b", "accessKey": "b3du", "endpoint": at}),
+    ]:
+        try: await obstore.get_async(cloud.store(kind, value), "x")
+        except FileNotFoundError: pass
+asyncio.run(main())
+"""
+    environ = {
+        "AWS_ACCESS_KEY_ID": "foreign", "AWS_SECRET_ACCESS_KEY": "foreign", "AWS_SESSION_TOKEN": "foreign",
+        "AWS_REQUEST_PAYER": "true", "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "true", "AWS_ENDPOINT": "http://127.0.0.1:9",
+        "AZURE_STORAGE_ACCOUNT_KEY": "Zm9yZWlnbg==", "AZURE_STORAGE_TOKEN": "foreign",
+        "AZURE_STORAGE_SAS_KEY": "sig=foreign", "AZURE_CLIENT_ID": "foreign", "AZURE_STORAGE_USE_EMULATOR": "true",
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environ}, capture_output=True, text=True, timeout=60,
+        check=True, cwd=Path(__file__).parent.parent,
+    )  # fmt: skip
+    bare, signed, azure_bare, azure_signed = done.stdout.splitlines()
+    for line in done.stdout.splitlines():
+        assert "foreign" not in line
+        assert "payer" not in line
+    assert "authorization" not in bare
+    assert "authorization" not in azure_bare
+    assert "Credential=own/" in signed
+    assert "x-amz-security-token" not in signed
+    assert "SharedKey own:" in azure_signed
 
 
 @pytest.mark.parametrize(

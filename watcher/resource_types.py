@@ -47,6 +47,10 @@ SHIPPED: Mapping[str, tuple[str, Json]] = {
             useSSL=_BOOL, tenantId=_TEXT, clientId=_TEXT, federatedTokenFile=_TEXT,
         ),
     ),
+    "gcs": (
+        "Google Cloud Storage",
+        _type("bucket", bucket=_TEXT, serviceAccountKey={"type": ["object", "string"]}),
+    ),
     "postgresql": (
         "PostgreSQL, also Neon and Supabase",
         _type(

@@ -352,8 +352,8 @@ for storage in (None, "azure", "archive"):
     made = wmill.write_s3_file(no_key, io.BufferedReader(io.BytesIO(big)))
     assert made["s3"].startswith("windmill_uploads/upload_"), made
     with wmill.load_s3_file_reader(S3Object(s3=made["s3"], storage=storage) if storage else made) as reader:
-        assert reader.read(10) == big[:10]
-        assert reader.read() == big[10:]
+        if NEW: assert reader.read(10) == big[:10]
+        assert reader.read() == (big[10:] if NEW else big)
     if NEW:
         wmill.delete_s3_object(back)
         said[str(storage)] = [failure(lambda: wmill.load_s3_file(back)), failure(lambda: wmill.delete_s3_object(back))]

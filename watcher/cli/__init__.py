@@ -38,6 +38,7 @@ VERBS = {
     "state": ("state", "What a watcher remembers: look, change, go back"),
     "variable": ("settings", "Named strings at a path, maybe secret"),
     "resource": ("settings", "Typed JSON objects at a path"),
+    "object": ("objects", "Files in object storage: list, get, put, delete"),
     "token": ("settings", "Tokens for the HTTP API"),
     "secret": ("secret", "The key of secret variables: make one, change it"),
     "doctor": ("service", "Look for whatever would keep watcher from working"),

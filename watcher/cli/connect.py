@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from watcher import control
 from watcher.errors import ConfigError, Mistake, StoreError
 from watcher.values import Config, Json
 
 if TYPE_CHECKING:
+    from watcher.objects import Objects, Storage
     from watcher.operations import Operator
     from watcher.store.db import Database
 
@@ -151,6 +153,39 @@ def reading(config: Config, work: Callable[[Database], Awaitable[T]]) -> T:
             await db.close()
 
     return wait(open_and_work())
+
+
+def storages(config: Config, name: str | None, work: Callable[[Storage], Awaitable[T]]) -> T:
+    """Do something with one storage of the workspace, whether a service runs or not. Raises ObjectsError."""
+
+    async def open_and_work() -> T:
+        async with opened(config) as objects:
+            return await work(await objects.storage(name))
+
+    return wait(open_and_work())
+
+
+@asynccontextmanager
+async def opened(config: Config) -> AsyncIterator[Objects]:
+    """The storages. Without a database yet, a resource of theirs must stand in the configuration file."""
+    from watcher.errors import ResolveError
+    from watcher.objects import Objects
+    from watcher.resolve import Resolver
+    from watcher.secrets import load_key
+
+    db = await _read_only(config)
+    key = load_key(os.environ, config.secret_key_file)
+
+    class NoDatabase:
+        def read(self) -> None:
+            raise ResolveError("it is not in the configuration file, and there is no database yet")
+
+    resolver = Resolver(lambda: config, db or cast("Database", NoDatabase()), key)
+    try:
+        yield Objects(lambda: config, resolver.resource)
+    finally:
+        if db is not None:
+            await db.close()
 
 
 def alone(config: Config, work: Callable[[Database], Awaitable[T]]) -> T:

@@ -18,15 +18,17 @@ from urllib.parse import urlsplit
 from watcher import control
 from watcher.cli import connect
 from watcher.errors import ConfigError, WatcherError
-from watcher.values import Config, Flow, Json
+from watcher.values import Config, Flow, Json, StorageSettings
 
 if TYPE_CHECKING:
+    from watcher.objects import Objects
     from watcher.store.db import Database
 
 Level = Literal["OK", "WARN", "FAIL"]
 
 _LITTLE = 256 * 1024 * 1024  # bytes of free disk, under which SQLite soon cannot commit
 _CONNECT_SECONDS = 3.0
+_STORAGE_SECONDS = 40.0  # a server that is away is asked several times, for half a minute
 _FIXED_SQLITE = ((3, 51, 3), (3, 50, 7), (3, 44, 6))
 """The first good version of each line in which the WAL-reset bug was fixed (https://sqlite.org/wal.html)."""
 
@@ -72,7 +74,7 @@ def examine(given: Path | None) -> list[Finding]:
         return findings
     findings.append(ok("configuration", f"{config.file}: {len(config.watchers)} watchers, {len(config.flows)} flows"))
     findings += [_service(config), *_key_and_database(config), *_disk(config), *_tools()]
-    return findings + _triggers(config) + asyncio.run(_flows(config))
+    return findings + _triggers(config) + asyncio.run(_outside(config))
 
 
 # --- this machine -----------------------------------------------------------------------------------------------------
@@ -231,6 +233,35 @@ def _triggers(config: Config) -> list[Finding]:
             for m in error.mistakes
         ]
     return [ok("triggers", f"{len(config.watchers)} can be called with their arguments")]
+
+
+async def _outside(config: Config) -> list[Finding]:
+    return [*await _flows(config), *await _storages(config)]
+
+
+async def _storages(config: Config) -> list[Finding]:
+    """Whether each storage lists, and a folder takes what is written into it."""
+    async with connect.opened(config) as objects:
+        return list(await asyncio.gather(*(_storage(objects, settings) for settings in config.storages.values())))
+
+
+async def _storage(objects: Objects, settings: StorageSettings) -> Finding:
+    table = "[storage]" if settings.name == "_default_" else f"[storage.secondary.{settings.name}]"
+    what = "storage" if settings.name == "_default_" else f"storage {settings.name}"
+    try:
+        async with asyncio.timeout(_STORAGE_SECONDS):
+            storage = await objects.storage(settings.name)
+            await storage.list(limit=1)
+    except TimeoutError:
+        return fail(what, f"no answer within {_STORAGE_SECONDS:g} s", f"correct {table} or its resource, or a firewall")
+    except WatcherError as error:
+        return fail(what, str(error), f"correct {table} or its resource")
+    if settings.path is None:
+        return ok(what, f"{settings.kind} {settings.resource} answers")
+    there = next(parent for parent in (settings.path, *settings.path.parents) if parent.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        return fail(what, f"{there}: this user cannot write there", "correct its owner, or run as the service's user")
+    return ok(what, f"folder {settings.path}")
 
 
 async def _flows(config: Config) -> list[Finding]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from watcher.errors import ObjectsError
@@ -33,38 +37,60 @@ def store(kind: str, value: Json) -> ObjectStore:
         raise ObjectsError(
             'object storage in a cloud needs obstore: pip install "change-watcher[objects]"', kind="unreachable"
         ) from error
+    _leave_slowly()
     if not isinstance(value, Mapping):
         raise ObjectsError(f"a resource of type {kind} is an object with the connection in it", kind="unreachable")
-    settings, options = {"s3": s3, "azure_blob": azure, "gcs": gcs}[kind](value)
+    made_of = {"s3": s3, "azure_blob": azure, "gcs": gcs}[kind](value)
     of: Any = {"s3": S3Store, "azure_blob": AzureStore, "gcs": GCSStore}[kind]
+    given: dict[str, Any] = {} if made_of.credentials is None else {"credential_provider": made_of.credentials}
     try:
-        made: ObjectStore = of(config=settings, client_options={**_TIMEOUTS, **options}, retry_config=_RETRIES)
+        made: ObjectStore = of(
+            config=dict(made_of.settings),
+            client_options={**_TIMEOUTS, "allow_http": made_of.http},
+            retry_config=_RETRIES,
+            **given,
+        )
     except Exception as error:  # each kind of mistake is an exception of its own there
         raise ObjectsError(f"the resource of type {kind}: {_short(str(error))}", kind="unreachable") from error
     return made
 
 
+@cache
+def _leave_slowly() -> None:
+    """Let obstore's threads drop what they hold of Python's before the interpreter goes: one that comes too late aborts
+    the whole process, though everything was done (seen with 0.12.1 on Python 3.11)."""
+    atexit.register(time.sleep, 0.1)
+
+
 # --- resources, as Windmill writes them -------------------------------------------------------------------------------
 
 
-def s3(value: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and client options for a resource of type ``s3``."""
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """What obstore is told. Whatever it is not told it takes from the environment of this process, whose keys are not
+    for the bucket of anybody who can write a resource: so credentials are given, or switched off."""
+
+    settings: Mapping[str, Any]
+    http: bool  # without TLS
+    credentials: Callable[[], Any] | None = field(default=None, repr=False)
+
+
+def s3(value: Mapping[str, Any]) -> Connection:
+    """From a resource of type ``s3``. Without keys nothing is signed: a public bucket."""
     address = endpoint(value)
-    path_style = value.get("pathStyle") is not False
-    settings: dict[str, Any] = {
+    key, secret = value.get("accessKey") or "", value.get("secretKey") or ""
+    if bool(key) != bool(secret):
+        raise ObjectsError("the resource of the storage has only one of accessKey and secretKey", kind="unreachable")
+    keys = {"access_key_id": key, "secret_access_key": secret, "token": value.get("token") or None, "expires_at": None}
+    settings = {
         "bucket": _needed(value, "bucket"),
         "region": value.get("region") or "us-east-1",
         "endpoint": address,
-        "virtual_hosted_style_request": not path_style,
+        "virtual_hosted_style_request": value.get("pathStyle") is False,
+        "skip_signature": not key,
+        "request_payer": False,
     }
-    for ours, theirs in (
-        ("accessKey", "access_key_id"),
-        ("secretKey", "secret_access_key"),
-        ("token", "session_token"),
-    ):
-        if value.get(ours):
-            settings[theirs] = value[ours]
-    return settings, {"allow_http": address.startswith("http://")}
+    return Connection(settings, address.startswith("http://"), (lambda: keys) if key else None)
 
 
 def endpoint(value: Mapping[str, Any]) -> str:
@@ -83,36 +109,40 @@ def endpoint(value: Mapping[str, Any]) -> str:
     return f"{scheme}://{bare}"
 
 
-def azure(value: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and client options for a resource of type ``azure_blob``."""
-    settings: dict[str, Any] = {
-        "account_name": _needed(value, "accountName"),
-        "container_name": _needed(value, "containerName"),
+def azure(value: Mapping[str, Any]) -> Connection:
+    """From a resource of type ``azure_blob``: by account key, or by a workload's identity."""
+    account, key = _needed(value, "accountName"), value.get("accessKey")
+    address = str(value.get("endpoint") or "").strip().rstrip("/") or f"{account}.blob.core.windows.net"
+    if "://" not in address:
+        address = ("http://" if value.get("useSSL") is False else "https://") + address
+    identity = {
+        theirs: value[ours]
+        for ours, theirs in (
+            ("tenantId", "tenant_id"),
+            ("clientId", "client_id"),
+            ("federatedTokenFile", "federated_token_file"),
+        )
+        if value.get(ours) and not key
     }
-    named = (
-        ("accessKey", "account_key"),
-        ("tenantId", "tenant_id"),
-        ("clientId", "client_id"),
-        ("federatedTokenFile", "federated_token_file"),
-    )
-    for ours, theirs in named:
-        if value.get(ours):
-            settings[theirs] = value[ours]
-    address = str(value.get("endpoint") or "").strip().rstrip("/")
-    if address:
-        if "://" not in address:
-            address = ("http://" if value.get("useSSL") is False else "https://") + address
-        settings["endpoint"] = address
-    return settings, {"allow_http": address.startswith("http://")}
+    settings = {
+        "account_name": account,
+        "container_name": _needed(value, "containerName"),
+        "endpoint": address,
+        "use_emulator": False,
+        "skip_signature": not key and not identity,
+        **identity,
+    }
+    keys = {"access_key": key, "expires_at": None}
+    return Connection(settings, address.startswith("http://"), (lambda: keys) if key else None)
 
 
-def gcs(value: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings and client options for a resource of type ``gcs``."""
+def gcs(value: Mapping[str, Any]) -> Connection:
+    """From a resource of type ``gcs``. Without a key nothing is signed: a public bucket."""
     key = value.get("serviceAccountKey")
-    settings: dict[str, Any] = {"bucket": _needed(value, "bucket")}
+    settings: dict[str, Any] = {"bucket": _needed(value, "bucket"), "skip_signature": not key}
     if key:
         settings["service_account_key"] = key if isinstance(key, str) else json.dumps(key)
-    return settings, {"allow_http": "gcs_base_url" in str(settings.get("service_account_key"))}
+    return Connection(settings, "http://" in str(settings.get("service_account_key")))
 
 
 def _needed(value: Mapping[str, Any], name: str) -> str:

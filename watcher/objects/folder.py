@@ -88,7 +88,7 @@ class Folder:
     def _begin(self, upload: _Upload) -> None:
         if upload.key.partition("/")[0] == UPLOADS:
             raise ObjectsError(f"{upload.key}: a key does not begin with {UPLOADS}", kind="bad_key")
-        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._make_root()
         uploads = upload.uploads = self._walk([UPLOADS], make=True)
         if not self._swept:
             _sweep(uploads)
@@ -96,6 +96,7 @@ class Folder:
         while True:
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
             upload.file = file = os.fdopen(os.open(upload.name, flags, 0o600, dir_fd=uploads), "wb", buffering=0)
+            _like(uploads, file.fileno())
             fcntl.flock(file, fcntl.LOCK_EX)  # in use: see _sweep
             if os.fstat(file.fileno()).st_nlink:
                 return
@@ -155,16 +156,26 @@ class Folder:
             for descriptor in opened:
                 os.close(descriptor)
 
+    def _make_root(self) -> None:
+        for folder in reversed([self.root, *self.root.parents]):
+            if not folder.exists():
+                folder.mkdir(mode=0o700, exist_ok=True)
+                parent, made = (os.open(each, _FOLDER & ~os.O_NOFOLLOW) for each in (folder.parent, folder))
+                try:
+                    _like(parent, made)
+                finally:
+                    os.close(parent)
+                    os.close(made)
+
     def _walk(self, folders: Sequence[str], *, make: bool = False) -> int:
         """A descriptor of the folder under the root, for the caller to close."""
         at = os.open(self.root, _FOLDER & ~os.O_NOFOLLOW)  # the root itself may be a link: its owner chose it
         for name in folders:
             try:
-                if make:
-                    with suppress(FileExistsError):
-                        os.mkdir(name, 0o700, dir_fd=at)
-                        os.fsync(at)
+                made = make and _made(name, at)
                 below = os.open(name, _FOLDER, dir_fd=at)
+                if made:
+                    _like(at, below)
             finally:
                 os.close(at)
             at = below
@@ -259,6 +270,23 @@ async def _chunks(key: str, file: IO[bytes], start: int, end: int) -> AsyncItera
             raise ObjectsError(f"{key} became shorter while it was read", kind="unreachable")
         start += len(chunk)
         yield chunk
+
+
+def _made(name: str, parent: int) -> bool:
+    try:
+        os.mkdir(name, 0o700, dir_fd=parent)
+    except FileExistsError:
+        return False
+    os.fsync(parent)
+    return True
+
+
+def _like(parent: int, made: int) -> None:
+    """What root makes (at the command line) belongs to whom the folder around it belongs to, who could not read it
+    otherwise."""
+    owner = os.fstat(parent)
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.fchown(made, owner.st_uid, owner.st_gid)
 
 
 def _sweep(uploads: int) -> None:

@@ -135,6 +135,8 @@ class Objects:
             raise ObjectsError(
                 f"a resource of type {type_} is no object storage: s3, azure_blob or gcs", kind="no_such_storage"
             )
+        if isinstance(value, dict) and value.get("federatedTokenFile"):
+            raise ObjectsError("a file of this machine is named in [storage] only", kind="unreachable")
         kind: Kind = type_  # type: ignore[assignment]
         everything = (StorageRule("**/*", frozenset(permissions.ACTIONS)),)
         return Storage(PRIMARY, kind, self._cloud(kind, value), False, everything, value)
