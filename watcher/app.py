@@ -24,13 +24,14 @@ from watcher.engine import silence
 from watcher.engine.backlog import Backlog
 from watcher.engine.brake import Brake
 from watcher.engine.embedded import Embedded
-from watcher.errors import Damaged, StoreError, TriggerError, WatcherError
+from watcher.errors import Damaged, ObjectsError, StoreError, TriggerError, WatcherError
 from watcher.failpoint import failpoint
 from watcher.http.fetcher import Fetcher
 from watcher.http.sender import Sender
 from watcher.jobs import Jobs
 from watcher.notify import Notifier
 from watcher.objects import Objects
+from watcher.objects.stow import ITEMS, Stowage
 from watcher.operations import Operator
 from watcher.resolve import Resolver
 from watcher.run import Runner
@@ -39,6 +40,8 @@ from watcher.scripts import Scripts
 from watcher.secrets import load_key
 from watcher.server import Listener, api, bind, site, windmill
 from watcher.server import url as url_of
+from watcher.server.windmill.signing import LONGEST as LONGEST_LINK
+from watcher.server.windmill.signing import Signing
 from watcher.server.figures import Figures
 from watcher.server.guard import JOB_SCOPES, Principal, same
 from watcher.staging import Sessions
@@ -107,8 +110,12 @@ class Runtime:
         await self._while_telling(migrate.upgrade(self.db, backup_to=config.data / "backups", now=self.clock()))
         await self.follow(config)
         self.key = load_key(self.environ, config.secret_key_file)
+        self._signing = Signing(self.db, self.key)
         self.resolver = Resolver(lambda: self.config, self.db, self.key)
         self.objects = Objects(lambda: self.config, self.resolver.resource)
+        self.stowage = Stowage(
+            self.objects, self.clock, lambda: self.config.delivery.keep_dead, self._link if config.server else None
+        )
         self.fetcher = Fetcher(config.http, self.clock)
         stack.push_async_callback(self.fetcher.close)
         self.sessions = Sessions(self._reachable)
@@ -135,6 +142,11 @@ class Runtime:
             sessions=self.sessions,
         )
         stack.push_async_callback(self._flush)
+
+    async def _link(self, storage: str, key: str) -> str:
+        """The query that opens an object for a week. It is the same all day, so that attempts send the same."""
+        today = self.clock().replace(hour=0, minute=0, second=0, microsecond=0)
+        return (await self._signing.ring()).link(storage, key, today + timedelta(days=1), LONGEST_LINK)
 
     async def _reachable(self) -> str:
         """Where scripts reach us: the service's own address, or a door of their own on loopback, opened when needed."""
@@ -265,7 +277,9 @@ class Service:
         self.url = url_of(self.listener) if self.listener else ""
         self.outbound = local_flows(config, self.url, self._token)
         self.sender = Sender()
-        self.dispatcher = Dispatcher(lambda: self.outbound, db, self.sender, runtime.resolver, clock)
+        self.dispatcher = Dispatcher(
+            lambda: self.outbound, db, self.sender, runtime.resolver, clock, runtime.stowage.item
+        )
         runtime.committed = self.dispatcher.wake
         runtime.url = self.url
         self.jobs = runtime.jobs
@@ -496,6 +510,11 @@ class Service:
                     pass
         while (await db.write(lambda tx: retention.prune_jobs(tx, keep=KEEP_JOBS, now=at))).total:
             pass
+        try:
+            await self.runtime.stowage.collect(ITEMS, dead)
+        except ObjectsError as error:
+            if error.kind != "no_storage":
+                _log.warning("collect.failed", error=str(error))
 
     async def _check_database(self) -> None:
         try:

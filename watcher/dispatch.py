@@ -24,6 +24,7 @@ from watcher.errors import StoreError, WatcherError
 from watcher.failpoint import failpoint
 from watcher.flows.attempt import Courier, Resolver, Sender, Tried, longest, resolve, resolved_for_good
 from watcher.flows.hours import opens_in
+from watcher.flows.large import Stow
 from watcher.flows.preset import Resolved
 from watcher.flows.retry import MAX_ANSWER, Window, conclude, probe_after
 from watcher.store import deliveries, flows
@@ -148,12 +149,14 @@ class Dispatcher:
         sender: Sender,
         resolver: Resolver,
         clock: Callable[[], datetime],
+        stow: Stow | None = None,
     ) -> None:
         self._configured = config
         self._db = db
         self._sender = sender
         self._resolver = resolver
         self._clock = clock
+        self._stow = stow
         self._token = uuid.uuid4().hex
         self._config: Config | None = None
         self._targets: dict[str, _Target] = {}
@@ -341,7 +344,7 @@ class Dispatcher:
         self._reconcile_at = self._survey_at = 0.0
 
     def _courier(self, flow: Flow) -> Courier:
-        return Courier(flow, self._sender, self._clock)
+        return Courier(flow, self._sender, self._clock, self._stow)
 
     async def _reconcile(self, now: datetime) -> None:
         """Ask the database what is due and which flows are held, and find the deliveries of flows that are gone."""

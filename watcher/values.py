@@ -110,6 +110,7 @@ class Flow:
     order: Order = "key"
     hours: Hours | None = None  # outside of them deliveries wait
     batch: Batch | None = None
+    max_item: int | None = None  # bytes; a larger one goes by reference. None: what the preset's engine takes
     private_addresses: bool = True  # False: refuse to send to loopback, private and link-local addresses
     trust_env: bool = False  # use HTTP(S)_PROXY
     steps: tuple[Path, ...] = ()  # a local flow

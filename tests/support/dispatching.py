@@ -46,14 +46,21 @@ class Bench:
     """One dispatcher, what feeds it, and what it did."""
 
     def __init__(
-        self, db: Database, config: Config, sender: Any, resolver: Any, clock: Clock, source: Source | None = None
+        self,
+        db: Database,
+        config: Config,
+        sender: Any,
+        resolver: Any,
+        clock: Clock,
+        source: Source | None = None,
+        stow: Any = None,
     ) -> None:
         self.db = db
         self.config = config
         self.clock = clock
         self.stop = asyncio.Event()
         self.sender = sender
-        self.dispatcher = Dispatcher(lambda: self.config, db, sender, resolver, clock)
+        self.dispatcher = Dispatcher(lambda: self.config, db, sender, resolver, clock, stow)
         self.source = source or Source(db, list(config.flows.values()), clock=clock)
         self.task: asyncio.Task[None] | None = None
 

@@ -204,8 +204,9 @@ class Builder:
             rate=table.rate or (preset.rate if preset else None), order=table.order,
             hours=table.deliver_between and dataclasses.replace(table.deliver_between, timezone=table.timezone),
             batch=values.Batch(**dict(table.batch)) if table.batch else None,
-            private_addresses=table.private_addresses, trust_env=table.trust_env, enabled=table.enabled,
-            steps=tuple(beside(self.sources.file, step) for step in table.steps or ()), settings=extra,
+            max_item=table.max_item, private_addresses=table.private_addresses, trust_env=table.trust_env,
+            enabled=table.enabled, steps=tuple(beside(self.sources.file, step) for step in table.steps or ()),
+            settings=extra,
         )  # fmt: skip
         if table.steps is not None:
             self._local_flow(loc, table, built, settings)

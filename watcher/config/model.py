@@ -399,6 +399,9 @@ class Flow(Table):
     batch: Batch | None = None
     """Send up to `size` items in one request, as a list, at the latest `within` that time after the first. Of the
     preset `http` alone."""
+    max_item: Size | None = Field(default=None, ge=1024)
+    """An item that is larger than this stays in the object storage, and `{ s3 = "…" }` is sent in its place. By default
+    what the engine behind the preset takes."""
     private_addresses: bool = _of(values.Flow, "private_addresses")
     """Whether the flow may be on a loopback, private or link-local address."""
     trust_env: bool = _of(values.Flow, "trust_env")

@@ -107,4 +107,5 @@ def _authorization(resolved: p.Resolved) -> dict[str, str]:
 preset = p.Preset(
     Settings, request, judge, judge_look_up, format="plain",
     preliminary=p.Preliminary(_ask_token, _learn_token, secret=True),
+    max_item=1_000_000,
 )  # fmt: skip

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from pydantic import ValidationError
 
-from watcher.errors import DeliveryError
+from watcher.errors import DeliveryError, ObjectsError
 from watcher.failpoint import failpoint
-from watcher.flows import batch, presets, shape
+from watcher.flows import batch, large, presets, shape
 from watcher.flows.preset import Preset, Resolved
 from watcher.log import register
 from watcher.values import Delivery, Flow, Judgement, Request, Response, Verdict
@@ -56,11 +56,14 @@ class Tried:
 class Courier:
     """Makes the attempts of one flow; remembers, in memory alone, what its preset learned beforehand."""
 
-    def __init__(self, flow: Flow, sender: Sender, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, flow: Flow, sender: Sender, clock: Callable[[], datetime], stow: large.Stow | None = None
+    ) -> None:
         self.flow = flow
         self.preset = presets[flow.preset]
         self._sender = sender
         self._clock = clock
+        self._stow = stow  # where what is too large for the flow stays behind
         self._learned: tuple[Resolved, str] | None = None  # by which settings, and what
         self._failed: tuple[float, Judgement] | None = None  # when (monotonic) and why nothing was learned
         self._learning = asyncio.Lock()
@@ -90,7 +93,7 @@ class Courier:
     ) -> list[Tried]:
         """Send deliveries together. When the flow blames the items, the guilty are found by halves, until ``expires``
         (monotonic)."""
-        fit, tried = self._fit(deliveries)
+        fit, tried = await self._fit(deliveries)
         waiting = batch.by_size(fit)
         while waiting:
             group = waiting.pop(0)
@@ -105,15 +108,17 @@ class Courier:
                 tried += [Tried(d, j, response) for d, j in zip(members, judgements, strict=True)]
         return tried
 
-    def _fit(self, deliveries: Sequence[Delivery]) -> tuple[list[batch.Rendered], list[Tried]]:
+    async def _fit(self, deliveries: Sequence[Delivery]) -> tuple[list[batch.Rendered], list[Tried]]:
         """Deliveries with what is sent of them, and those whose template fails."""
         fit: list[batch.Rendered] = []
         unfit: list[Tried] = []
         for delivery in deliveries:
             try:
-                fit.append((delivery, batch.rendered(self.flow, shape.mapped(self.flow, delivery))))
+                fit.append((delivery, batch.rendered(self.flow, await self._shaped(delivery))))
             except DeliveryError as error:
                 unfit.append(Tried(delivery, Judgement(Verdict.ITEM, str(error))))
+            except ObjectsError as error:
+                unfit.append(Tried(delivery, _not_stowed(error)))
         return fit, unfit
 
     async def _exchange_many(
@@ -137,9 +142,11 @@ class Courier:
     ) -> tuple[Judgement, Response | None]:
         preset = self.preset
         try:
-            request = preset.request(self.flow, shape.mapped(self.flow, delivery), resolved, now)
+            request = preset.request(self.flow, await self._shaped(delivery), resolved, now)
         except DeliveryError as error:
             return Judgement(Verdict.ITEM, str(error)), None
+        except ObjectsError as error:
+            return _not_stowed(error), None
         except ValueError as error:  # a signing secret that cannot sign
             return Judgement(Verdict.TARGET, str(error)), None
         failpoint("before_send")
@@ -156,6 +163,18 @@ class Courier:
                 return Judgement(Verdict.PASSING, f"{judgement.note}; cannot be looked up: {error}"), response
             judgement = preset.judge_look_up(self.flow, delivery, response, found)
         return judgement, response
+
+    async def _shaped(self, delivery: Delivery) -> Delivery:
+        """The delivery as the flow maps it, with references in the place of what is too large."""
+        mapped, usual = shape.mapped(self.flow, delivery), self.preset.max_item
+        if self._stow is None or not large.too_large(self.flow, mapped, usual):
+            return mapped
+        try:
+            return await large.by_reference(self.flow, mapped, usual, self._stow)
+        except ObjectsError as error:
+            if error.kind == "no_storage":
+                return mapped
+            raise
 
     async def _came_before(self, delivery: Delivery, resolved: Resolved) -> Judgement | None:
         """Whether an earlier attempt that seemed to fail came through, where the engine can be asked."""
@@ -213,6 +232,10 @@ class Courier:
             trust_env=flow.trust_env,
             keep=keep,
         )
+
+
+def _not_stowed(error: ObjectsError) -> Judgement:
+    return Judgement(Verdict.PASSING, f"too large to be sent whole, and cannot be stored: {error}")
 
 
 def longest(flow: Flow) -> timedelta:

@@ -96,4 +96,4 @@ def _wait(response: Response, now: datetime) -> float | None:
     return asked if asked is not None else 60.0  # what GitHub asks for where it names no time
 
 
-preset = p.Preset(Settings, request, judge, url="https://api.github.com")
+preset = p.Preset(Settings, request, judge, url="https://api.github.com", max_item=48_000)

@@ -66,4 +66,4 @@ def judge(flow: Flow, delivery: Delivery, resolved: p.Resolved, response: Respon
     return Judgement(judgement.verdict, note, judgement.retry_after)
 
 
-preset = p.Preset(Settings, request, judge, url="https://gitlab.com")
+preset = p.Preset(Settings, request, judge, url="https://gitlab.com", max_item=96_000)

@@ -105,4 +105,6 @@ def _authorization(resolved: p.Resolved) -> dict[str, str]:
     return p.bearer(resolved)
 
 
-preset = p.Preset(Settings, request, judge, formats=p.ALL_FORMATS, look_before=look_before, already=already)
+preset = p.Preset(
+    Settings, request, judge, formats=p.ALL_FORMATS, look_before=look_before, already=already, max_item=8_000_000
+)

@@ -64,4 +64,4 @@ def judge(flow: Flow, delivery: Delivery, resolved: p.Resolved, response: Respon
     return judgement
 
 
-preset = p.Preset(Settings, request, judge, formats=p.ALL_FORMATS)
+preset = p.Preset(Settings, request, judge, formats=p.ALL_FORMATS, max_item=15_000_000)

@@ -88,4 +88,6 @@ def _authorization(resolved: p.Resolved) -> dict[str, str]:
     return p.bearer(resolved)
 
 
-preset = p.Preset(Settings, request, judge, format="plain", preliminary=p.Preliminary(_ask_id, _learn_id))
+preset = p.Preset(
+    Settings, request, judge, format="plain", preliminary=p.Preliminary(_ask_id, _learn_id), max_item=480_000
+)

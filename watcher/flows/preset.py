@@ -94,6 +94,7 @@ class Preset:
     look_before: Callable[[Flow, Delivery, Resolved], Request | None] | None = None
     already: Callable[[Flow, Delivery, Response], bool] | None = None
     rate: tuple[int, timedelta] | None = None  # the engine's own limit, where the flow says none
+    max_item: int | None = 4 * 1024 * 1024  # bytes of an item that is sent whole, where the flow does not say
     batch: Callable[[Flow, Sequence[tuple[Delivery, bytes]], Resolved, datetime], Request] | None = None
 
 

@@ -65,4 +65,4 @@ def _plain(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-preset = p.Preset(Settings, request, judge, formats=(), secret_url=True, rate=(1, timedelta(seconds=1)))
+preset = p.Preset(Settings, request, judge, formats=(), secret_url=True, rate=(1, timedelta(seconds=1)), max_item=None)

@@ -49,4 +49,4 @@ def judge(flow: Flow, delivery: Delivery, resolved: p.Resolved, response: Respon
     return Judgement(Verdict.DUPLICATE if found.get("isCached") is True else Verdict.DELIVERED, str(found["id"])[:100])
 
 
-preset = p.Preset(Settings, request, judge, format="plain", url="https://api.trigger.dev")
+preset = p.Preset(Settings, request, judge, format="plain", url="https://api.trigger.dev", max_item=2_500_000)

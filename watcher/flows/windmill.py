@@ -78,4 +78,4 @@ def _api(resolved: Resolved) -> str:
     return f"{resolved.url.rstrip('/')}/api/w/{workspace}"
 
 
-preset = Preset(Settings, request, judge, judge_look_up, format="plain", formats=ALL_FORMATS)
+preset = Preset(Settings, request, judge, judge_look_up, format="plain", formats=ALL_FORMATS, max_item=1_900_000)
