@@ -8,6 +8,8 @@ import resource
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
@@ -19,6 +21,8 @@ from tests.support.postgres import Postgres
 from tests.support.receiver import Receiver
 from tests.support.scripts import until, write
 from tests.support.service import Service
+from watcher import control
+from watcher.secrets import new_key
 
 CONFIG = """
 database = "sqlite:///watcher.db"
@@ -208,6 +212,40 @@ async def test_what_needs_a_restart_says_so_and_keeps_working(service: Service) 
     (service.where / "inbox" / "one").touch()
     await arrive(service, "one")
     assert not (service.where / "other.db").exists()
+    told = await asyncio.to_thread(control.call, service.where / "watcher-data" / "control.sock", "reload", {})
+    assert told["needs_restart"] == ["database"]
+    assert len(service.events("config.needs_restart")) == 1, "told once"
+
+
+async def test_what_is_amiss_with_secrets_is_told_at_the_start(service: Service) -> None:
+    (service.where / "key").write_text(new_key())
+    (service.where / "key").chmod(0o644)
+    service.config = 'secret_key_file = "key"\n' + service.config
+    service.config += '\n[flows.other]\nurl = "http://127.0.0.1:1/"\ntoken = "$var:u/me/token"\n'
+    service.start()
+    await service.ready()
+    assert "chmod 600" in (await service.event("key.exposed"))["reason"]
+    assert "`watcher variable set u/me/token`" in (await service.event("config.unresolved"))["warning"]
+    at = service.where / "watcher-data" / "control.sock"
+    stored = {"path": "u/me/token", "value": "hunter2", "secret": True}
+    await asyncio.to_thread(control.call, at, "variable_set", stored)
+    assert await service.stop() == 0
+
+    service.start()
+    await service.ready()
+    assert await service.stop() == 0
+    assert len(service.events("config.unresolved")) == 1, "now it is there"
+
+    service.config = service.config.replace('secret_key_file = "key"\n', "")
+    service.start()
+    assert await service.ended() == 78
+    assert "variable u/me/token is encrypted, and there is no key" in service.tail(3)
+
+
+def test_no_other_process_of_the_user_may_read_the_service_s_memory() -> None:
+    code = "import ctypes; from watcher import app; app._keep_memory_to_ourselves(); print(ctypes.CDLL(None).prctl(3))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
 
 
 async def test_a_bad_configuration_at_start_is_exit_78(service: Service) -> None:

@@ -115,6 +115,22 @@ async def test_steps_run_in_order_in_one_directory_that_is_gone_afterwards(bench
         assert await until(lambda: not (bench.config.data / "jobs" / id).exists())
 
 
+async def test_directories_that_nobody_needs_are_swept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.flow("announce", fetch=FETCH)
+    jobs = bench.jobs()
+    await jobs.create("waits", "announce", {"title": "a"})
+    await jobs.create("over", "announce", {"title": "b"})
+    await jobs.cancel("over", "")
+    folders = [bench.config.data / "jobs" / name for name in ("waits", "over", "forgotten")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+    await jobs.sweep()
+    assert all(folder.exists() for folder in folders), "they are fresh"
+    monkeypatch.setattr("watcher.jobs.LEFT_ALONE", -1.0)
+    await jobs.sweep()
+    assert [folder.exists() for folder in folders] == [True, False, False]
+
+
 async def test_the_same_id_again_is_the_same_job(bench: Bench) -> None:
     bench.flow("announce", fetch=FETCH)
     jobs = bench.jobs()

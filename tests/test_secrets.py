@@ -29,6 +29,16 @@ def test_what_was_encrypted_comes_back(text: str) -> None:
     assert mine.decrypt(PATH, stored) == text
 
 
+def test_a_key_file_that_others_may_read_is_told_of(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(new_key())
+    file.chmod(0o600)
+    assert secrets.exposed(file) == ""
+    file.chmod(0o640)
+    assert secrets.exposed(file) == f"{file} can be read by others (mode 640): chmod 600 {file}"
+    assert secrets.exposed(tmp_path / "none") == secrets.exposed(None) == ""
+
+
 def test_the_same_text_is_never_stored_twice_alike() -> None:
     mine = key()
     assert len({mine.encrypt(PATH, "x") for _ in range(1000)}) == 1000

@@ -208,6 +208,11 @@ async def test_our_own_names_are_answered(here: Site, host: str) -> None:
 
 def test_a_server_that_listens_to_the_world_has_any_name() -> None:
     assert site.hosts(Server("0.0.0.0:80")) is None
+    assert {*(site.hosts(Server("127.0.0.1:80", ("watcher.example.com",))) or ())} >= {
+        "localhost",
+        "watcher.example.com",
+    }
+    assert "any.example.com" not in (site.hosts(Server("0.0.0.0:80", ("watcher.example.com",))) or ())
     assert site.hosts(Server("[::1]:80")) is not None
 
 

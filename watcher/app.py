@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import gc
 import os
 import secrets
@@ -37,17 +38,19 @@ from watcher.resolve import Resolver
 from watcher.run import Runner
 from watcher.schedule import Clock
 from watcher.scripts import Scripts
-from watcher.secrets import load_key
+from watcher.secrets import exposed, from_elsewhere, load_key, require
 from watcher.server import Listener, api, bind, site, windmill
 from watcher.server import url as url_of
-from watcher.server.windmill.signing import LONGEST as LONGEST_LINK
-from watcher.server.windmill.signing import Signing
 from watcher.server.figures import Figures
 from watcher.server.guard import JOB_SCOPES, Principal, same
+from watcher.server.windmill.signing import LONGEST as LONGEST_LINK
+from watcher.server.windmill.signing import Signing
 from watcher.staging import Sessions
 from watcher.store import db as store_db
 from watcher.store import meta, migrate, retention
+from watcher.store import resources as resource_store
 from watcher.store import tokens as token_store
+from watcher.store import variables as variable_store
 from watcher.store import watchers as watcher_store
 from watcher.values import Config, Flow, Json, Server
 
@@ -234,13 +237,48 @@ def _stamp(file: Path) -> Stamp:
 
 async def serve(file: Path, *, environ: Mapping[str, str] = os.environ) -> int:
     """The whole service, until SIGTERM or SIGINT. Returns the exit code. Raises ConfigError and StoreError at start."""
+    _keep_memory_to_ourselves()
     stamp = _stamp(file)
-    config = configuration.load(file, environ=environ)
+    loaded = configuration.read(file, environ=environ)
+    config = loaded.config
     log.configure(config.log_level, config.log_format)
     notifier = Notifier(environ)
     with store_db.lock(config.database):
         async with Runtime(config, environ=environ, opening=lambda: notifier.extend(STILL)) as runtime:
+            await _open_secrets(runtime)
+            await tell_warnings(loaded, runtime)
             return await Service(file, stamp, runtime, notifier).run()
+
+
+def _keep_memory_to_ourselves() -> None:
+    """No other process of this user, a script's for one, may read our memory, our environment or our open files.
+
+    PR_SET_DUMPABLE of prctl(2). What we start by exec, every script, is dumpable again.
+    """
+    ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)
+
+
+async def _open_secrets(runtime: Runtime) -> None:
+    """Refuse to start with secrets that no key opens: it would show at the first delivery. Raises SecretError."""
+    if told := exposed(None if from_elsewhere(runtime.environ) else runtime.config.secret_key_file):
+        _log.warning("key.exposed", reason=told)
+    async with runtime.db.read() as tx:
+        stored = {row.path: row.value for row in await variable_store.list(tx) if row.is_secret}
+    require(runtime.key, stored)
+
+
+async def tell_warnings(loaded: configuration.Loaded, runtime: Runtime) -> None:
+    """Log what `watcher check` would warn of; of what must be in the database only what is not there."""
+    async with runtime.db.read() as tx:
+        there = {("var", row.path) for row in await variable_store.list(tx)}
+        there |= {("res", row.path) for row in await resource_store.list(tx)}
+    for warning in loaded.warnings:
+        named = loaded.stored_elsewhere.get(warning)
+        if named is None:
+            _log.warning("config.warning", warning=warning)
+        elif named not in there:
+            noun = "variable" if named[0] == "var" else "resource"
+            _log.warning("config.unresolved", warning=f"{warning}, and is not: `watcher {noun} set {named[1]}`")
 
 
 def spare_the_collector() -> None:
@@ -265,6 +303,7 @@ class Service:
         self.up = asyncio.Event()  # everything runs
         self.stop = asyncio.Event()  # asked to stop: no new ticks, claims or jobs
         self.reload_error = ""
+        self.needs_restart: tuple[str, ...] = ()  # options of the file that are not in force
         self.damage = ""
         self._stamp = stamp  # of the file when it was read last
         self._reloading = asyncio.Lock()
@@ -421,15 +460,21 @@ class Service:
 
     # --- configuration ---
 
-    async def reload(self) -> None:
-        """Validate the file whole, then swap; a bad one leaves the old in force. Raises ConfigError, StoreError."""
+    async def reload(self) -> Sequence[str]:
+        """Validate the file whole, then swap; a bad one leaves the old in force. Raises ConfigError, StoreError.
+
+        Returns the options that take a restart.
+        """
         await self.up.wait()
         async with self._reloading:
             self.notifier.reloading()
             self._stamp = _stamp(self.file)
             try:
-                config = await asyncio.to_thread(configuration.load, self.file, environ=self.runtime.environ)
-                await self._swap(config)
+                loaded = await asyncio.to_thread(configuration.read, self.file, environ=self.runtime.environ)
+                changed = loaded.config.digest != self.runtime.config.digest
+                await self._swap(loaded.config)
+                if changed:
+                    await tell_warnings(loaded, self.runtime)
             except WatcherError as error:
                 if str(error) != self.reload_error:
                     _log.error("config.rejected", error=str(error))
@@ -438,12 +483,15 @@ class Service:
                 raise
             finally:
                 self.notifier.ready()
+        return self.needs_restart
 
     async def _swap(self, config: Config) -> None:
         old = self.runtime.config
         kept = {name: getattr(old, name) for name in ("database", "data", "server", "workspace", "scripts")}
-        for name in (name for name, value in kept.items() if value != getattr(config, name)):
+        needs = tuple(name for name, value in kept.items() if value != getattr(config, name))
+        for name in needs if needs != self.needs_restart else ():
             _log.warning("config.needs_restart", option=name)
+        self.needs_restart = needs
         config = replace(config, **kept)
         if config.server is None and any(flow.steps for flow in config.flows.values()):
             raise WatcherError("a local flow needs [server], and a new [server] takes a restart of the service")
@@ -515,6 +563,8 @@ class Service:
         except ObjectsError as error:
             if error.kind != "no_storage":
                 _log.warning("collect.failed", error=str(error))
+        await self.jobs.sweep()
+        await windmill.forget_uploads(self.runtime.config.data, at)
 
     async def _check_database(self) -> None:
         try:

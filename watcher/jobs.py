@@ -7,6 +7,7 @@ import json
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
@@ -38,6 +39,7 @@ RECONCILE = 1.0  # seconds until we look without being woken
 MOST_STARTS = 3
 STEP_TIMEOUT = timedelta(minutes=10)
 """For a step of a flow whose ``timeout`` was left alone: that one is meant for a web request."""
+LEFT_ALONE = 3600.0  # seconds in which a job's directory is nobody's business
 MOST_SAID = 500  # characters of what a job printed that go into the log; its row keeps 64 kB
 
 
@@ -404,6 +406,17 @@ class Jobs:
                     running.lost = True
                     running.task.cancel()
 
+    async def sweep(self) -> None:
+        """Remove the directories of jobs that are over or forgotten: those of a process that was killed, mostly."""
+        old = await asyncio.to_thread(_older, self.config().data / "jobs", time.time() - LEFT_ALONE)
+        for start in range(0, len(old), 500):
+            async with self.db.read() as tx:
+                known = await job_store.some(tx, [folder.name for folder in old[start : start + 500]])
+            for folder in old[start : start + 500]:
+                job = known.get(folder.name)
+                if job is None or job.status not in (JobStatus.QUEUED, JobStatus.RUNNING):
+                    await asyncio.to_thread(shutil.rmtree, folder, True)
+
     def _folder(self, id: str) -> Path:
         return self.config().data / "jobs" / id
 
@@ -411,6 +424,15 @@ class Jobs:
 def _joined(before: str, said: str) -> str:
     """What one step printed, after what the steps before it printed; each begins on a line of its own."""
     return before + "\n" + said if before and said and not before.endswith("\n") else before + said
+
+
+def _older(folder: Path, than: float) -> list[Path]:
+    """What is in a directory and was not touched since."""
+    try:
+        with os.scandir(folder) as entries:
+            return [Path(one) for one in entries if one.stat(follow_symlinks=False).st_mtime < than]
+    except FileNotFoundError:
+        return []
 
 
 def _prepare(folder: Path) -> bool:

@@ -56,7 +56,7 @@ class Operator:
     runner: Runner | None = None
     key: Key | None = None
     wake: Callable[[Collection[str]], None] = lambda flows: None  # deliveries of these flows became due
-    reload: Callable[[], Awaitable[None]] | None = None
+    reload: Callable[[], Awaitable[Sequence[str]]] | None = None  # the options that take a restart
     next_run: Callable[[str], datetime | None] | None = None
     silences: Callable[[], Mapping[str, Silence]] | None = None
     outbound: Callable[[], Config] | None = None  # with local flows as the dispatcher sees them
@@ -544,11 +544,12 @@ async def reload(op: Operator) -> Json:
     if op.reload is None:
         raise StoreError("no service is running, so there is nothing to reload: `watcher serve` reads the file anyway")
     try:
-        await op.reload()
+        needs_restart = await op.reload()
     except ConfigError as error:
         raise Rejected(configuration.render(error).rstrip()) from error
     config = op.config()
-    return {"watchers": len(config.watchers), "flows": len(config.flows), "digest": config.digest}
+    counts = {"watchers": len(config.watchers), "flows": len(config.flows), "digest": config.digest}
+    return counts | {"needs_restart": list(needs_restart)}
 
 
 # --- state ------------------------------------------------------------------------------------------------------------

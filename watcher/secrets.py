@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,6 +87,15 @@ def require(key: Key | None, stored: Mapping[str, str]) -> None:
                 "secret_key_file, or in WATCHER_SECRET_KEY"
             )
         key.decrypt(path, value)
+
+
+def exposed(file: Path | None) -> str:
+    """What is wrong with who may read a key file; nothing when only its owner may, or there is none."""
+    try:
+        mode = 0 if file is None else stat.S_IMODE(file.stat().st_mode)
+    except OSError:
+        return ""  # `load_key` says what is wrong with it
+    return f"{file} can be read by others (mode {mode:o}): chmod 600 {file}" if mode & 0o077 else ""
 
 
 def from_elsewhere(environ: Mapping[str, str]) -> bool:

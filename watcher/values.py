@@ -123,6 +123,7 @@ class Server:
     """The ``[server]`` table."""
 
     bind: str = "127.0.0.1:8321"
+    hosts: tuple[str, ...] = ()  # further names that we are asked by, lower case
 
     @property
     def host(self) -> str:

@@ -96,6 +96,9 @@ def reload(config: ConfigFile = None, as_json: AsJson = False) -> None:
     if not control.alive(at):
         raise control.Refused("no service is running here, so there is nothing to reload", 69)
     done = control.call(at, "reload", {})
+    if waits := done["needs_restart"]:
+        warning = show.paint("warning:", "yellow", sys.stderr)
+        show.words(f"{warning} these take a restart of the service: {', '.join(waits)}")
     show.give(
         done,
         as_json,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ class Loaded:
     config: Config
     warnings: tuple[str, ...]
     sources: Sources
+    stored_elsewhere: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Those of the warnings that say of a variable (``var``) or resource (``res``) that it must be in the database."""
 
     @property
     def origins(self) -> dict[str, str]:
@@ -59,7 +61,7 @@ def read(
     config = builder.build()
     if config is None:
         raise ConfigError(locate(builder.problems, sources))
-    return Loaded(config, tuple(builder.warnings), sources)
+    return Loaded(config, tuple(builder.warnings), sources, builder.stored_elsewhere)
 
 
 async def check(config: Config, scripts: Scripts) -> list[str]:

@@ -50,6 +50,7 @@ class Builder:
         self.environ = environ
         self.problems = list(sources.problems)
         self.warnings = list(sources.warnings)
+        self.stored_elsewhere: dict[str, tuple[str, str]] = {}  # warning → what must be in the database
         self.broken: set[Loc] = set()  # what stands here was complained about
         self.built_in = built_in_triggers()
 
@@ -189,7 +190,7 @@ class Builder:
             self.wrong(("server", "bind"), "an IPv6 address stands in brackets", f'"[{bare}]:{port}"')
         elif bare not in ("localhost", "::1") and not bare.startswith("127."):
             self.warnings.append(f"server.bind: {bind} is reachable from other machines: put TLS in front of it")
-        return values.Server(bind)
+        return values.Server(bind, tuple(settings.server.hosts))
 
     # --- flows ------------------------------------------------------------------------------------------------------
 
@@ -437,7 +438,9 @@ class Builder:
             return
         close = difflib.get_close_matches(name, known, 1, 0.85)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        self.warnings.append(f"{dotted(loc)}: ${kind}:{name} is not in this file, so it must be in the database{hint}")
+        told = f"{dotted(loc)}: ${kind}:{name} is not in this file, so it must be in the database{hint}"
+        self.stored_elsewhere[told] = kind, name
+        self.warnings.append(told)
 
 
 _SAME = (

@@ -190,7 +190,14 @@ def _path(value: str) -> str:
     return value
 
 
+def _host(value: str) -> str:
+    if not units.matches(r"^[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?$", value):
+        raise ValueError(f'"{units.shortened(value)}" is not the name of a host: write it like "watcher.example.com"')
+    return value.lower()
+
+
 Name = Annotated[str, AfterValidator(_name)]
+HostName = Annotated[str, AfterValidator(_host)]
 Path = Annotated[str, AfterValidator(_path)]
 
 
@@ -213,6 +220,9 @@ class Server(Table):
 
     bind: str = _of(values.Server, "bind")
     """Address and port to listen on. Port 0 takes a free one."""
+    hosts: list[HostName] = Field(default_factory=list, max_length=100)
+    """Further names by which the server may be asked, such as that of a reverse proxy in front of it. Without them one
+    that listens on loopback answers only to `localhost` and its address, and any other answers to every name."""
     workspace: str = Field(default=_of(values.Config, "workspace"), pattern=r"^[A-Za-z0-9_-]{1,50}$")
     """The workspace in the addresses of Windmill's API: `/api/w/{workspace}/…`."""
 

@@ -39,10 +39,13 @@ def application(
 
 
 def hosts(server: Server | None) -> Collection[str] | None:
-    """The names we answer to: only local ones when we listen locally, for a browser can be led here by any other."""
+    """The names we answer to: only local ones when we listen locally, for a browser can be led here by any other.
+
+    ``server.hosts`` are further ones, of a reverse proxy in front of us. None: all.
+    """
     if server is None or server.host in LOOPBACK:
-        return LOOPBACK
-    return None
+        return (*LOOPBACK, *(server.hosts if server else ()))
+    return (*LOOPBACK, server.host.lower(), *server.hosts) if server.hosts else None
 
 
 async def _refused(_: Request, error: Exception) -> Response:
