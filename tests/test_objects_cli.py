@@ -63,7 +63,7 @@ def test_the_doctor_asks_each_storage(watcher: Desk) -> None:
     watcher.configure(
         ARCHIVE + '[storage.secondary.lake]\nkind = "s3"\nresource = "u/admin/lake"\n'
         '[resources."u/admin/lake"]\ntype = "s3"\nvalue = { bucket = "b", accessKey = "k", '
-        'secretKey = "shown-to-nobody", 
+        'secretKey = "shown-to-nobody", '
         'endPoint = "http://127.0.0.1:9" }\n'
     )
     found = {finding["what"]: finding for finding in watcher.json("doctor", expect=1)}

@@ -235,7 +235,11 @@ class Cloud:
         import obstore
 
         with self._errors(key):
-            found = await obstore.get_async(self.store, key, options={"head": True})
+            try:
+                found = await obstore.get_async(self.store, key, options={"head": True})
+            except FileNotFoundError:
+                # The answer to HEAD has no body to say whether it is the object or the bucket that is missing.
+                found = await obstore.get_async(self.store, key, options={"range": (0, 1)})
         return _meta(found.meta, found.attributes.get("Content-Type"))
 
     async def delete(self, key: str) -> None:
