@@ -71,7 +71,7 @@ def _parameter(found: Split, parameter: Parameter, value: dict[str, Json]) -> No
         value.pop("port", None)
     elif name not in (*_NUMBERS, *_TEXTS):
         text.unknown(found, parameter, _KNOWN)
-    elif text.once(found, parameter, value, name):
+    elif text.once(found, parameter, value, name) and (parameter.value or name in _NUMBERS):
         value[name] = text.number(found, parameter) if name in _NUMBERS else parameter.value
 
 
