@@ -13,11 +13,14 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute
 from starlette.types import Receive, Scope, Send
 
+from watcher import log
 from watcher.errors import ObjectsError
 from watcher.objects import Action, Meta, Reading, Storage, Who, bounded, new_key, parse_key, quoted
 from watcher.server.windmill.desk import Desk, Endpoint, changing, said, when, who, who_is
 from watcher.store import resources as resource_store
 from watcher.values import Json
+
+_log = log.get("server")
 
 _STATUS = {
     "no_storage": 500,  # Windmill's own
@@ -344,6 +347,9 @@ class Streamed(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
+        except ObjectsError as error:
+            # The connection closes before the length that was announced is reached, which no client takes for the end.
+            _log.warning("object.cut", key=self._reading.meta.key, error=str(error))
         finally:
             self._reading.close()
 
