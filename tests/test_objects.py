@@ -618,6 +618,11 @@ def test_of_a_servers_answer_only_code_and_message_are_told() -> None:
     )
 
 
+def test_what_is_not_found_by_a_write_is_the_bucket() -> None:
+    found = cloud.told("bucket b", "x", FileNotFoundError("404 Not Found"), writing=True)
+    assert (found.kind, str(found)) == ("unreachable", "there is no bucket b: create it, or correct the resource")
+
+
 @pytest.mark.parametrize(
     ("error", "kind", "says"),
     [

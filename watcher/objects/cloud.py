@@ -171,7 +171,7 @@ class Cloud:
         given = {"Content-Type": content_type, "Content-Disposition": content_disposition}
         attributes = {name: value for name, value in given.items() if value}
         stream = _Stream(_one(body) if isinstance(body, bytes) else body)
-        with self._errors(key):
+        with self._errors(key, writing=True):
             # What fits into one part is one request, which alone can be conditional; a longer stream looks first.
             start = await stream.take(PART)
             if stream.ended:
@@ -282,14 +282,14 @@ class Cloud:
         )
 
     @contextmanager
-    def _errors(self, key: str) -> Iterator[None]:
+    def _errors(self, key: str, *, writing: bool = False) -> Iterator[None]:
         """What obstore raises, as ObjectsError."""
         from obstore import exceptions
 
         try:
             yield
         except (FileNotFoundError, exceptions.BaseError) as error:
-            raise told(self._where, key, error) from error
+            raise told(self._where, key, error, writing=writing) from error
 
 
 class _Stream:
@@ -357,7 +357,7 @@ _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
 _FULL = ("XMinioStorageFull", "InsufficientStorage", "QuotaExceeded")
 
 
-def told(where: str, key: str, error: BaseException) -> ObjectsError:
+def told(where: str, key: str, error: BaseException, *, writing: bool = False) -> ObjectsError:
     """What obstore raised, in a sentence. Of a server's answer only its code and message are shown: the rest of it may
     hold what was signed."""
     text = str(error)
@@ -365,7 +365,7 @@ def told(where: str, key: str, error: BaseException) -> ObjectsError:
     code = found[1] if (found := _CODE.search(text)) else ""
     message = found[1].strip().splitlines()[0] if (found := _MESSAGE.search(text)) else ""
     said = ": ".join(part for part in (code, message) if part)
-    if code in _NO_BUCKET:
+    if code in _NO_BUCKET or (writing and isinstance(error, FileNotFoundError)):
         return ObjectsError(f"there is no {where}: create it, or correct the resource", kind="unreachable")
     if isinstance(error, FileNotFoundError):
         return ObjectsError(f"there is no object {key}", kind="missing")
