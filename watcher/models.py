@@ -89,7 +89,6 @@ class WatcherRow(SQLModel, table=True):
     quiet_runs: int = Field(default=0, sa_type=BigInteger)  # runs that found nothing and left no row
     skipped_ticks: int = Field(default=0, sa_type=BigInteger)  # the run before still went on
     missed_ticks: int = Field(default=0, sa_type=BigInteger)  # nobody was there to take them
-    policy: str = _text()  # first_run and label in force at the baseline
     gone_at: datetime | None = _instant()  # no longer in the configuration since
 
 

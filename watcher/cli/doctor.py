@@ -147,6 +147,9 @@ def _key_and_database(config: Config) -> list[Finding]:
         found = ok("key", "none: secret variables cannot be stored (`watcher doctor --new-key` makes one)")
     else:
         found = ok("key", f"{key.current}, and {len(key.keys) - 1} older" if len(key.keys) > 1 else key.current)
+    if told := secrets.exposed(None if secrets.from_elsewhere(os.environ) else config.secret_key_file):
+        file, _, fix = told.partition(": ")
+        found = warn("key", file, fix)
     return [found, *asyncio.run(_database(config, key))]
 
 

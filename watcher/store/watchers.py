@@ -41,7 +41,6 @@ class WatcherStatus:
     quiet_runs: int = 0
     skipped_ticks: int = 0
     missed_ticks: int = 0
-    policy: str = ""
     gone_at: datetime | None = None
 
 
@@ -83,7 +82,7 @@ async def sync(tx: AsyncConnection, names: Mapping[str, str | None], now: dateti
 
 async def _create(tx: AsyncConnection, name: str, origin: str) -> None:
     zeros = {"pause_reason": "", "quarantine_reason": "", "quiet_runs": 0, "skipped_ticks": 0, "missed_ticks": 0}
-    values = {"name": name, "origin": origin, "policy": "", **zeros, **WELL}
+    values = {"name": name, "origin": origin, **zeros, **WELL}
     # Two services that start together on one PostgreSQL both find it missing.
     await insert_many(tx, watcher, tuple(values), [tuple(values.values())], "ON CONFLICT DO NOTHING")
 
