@@ -9,7 +9,7 @@ import secrets
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -62,6 +62,7 @@ class Session:
     staged: dict[str, Json] = field(default_factory=dict)  # UNSET: deleted
     versions: dict[str, int] = field(default_factory=dict)  # of other states, as they were read
     trouble: str = ""  # why nothing of this job may be kept, whatever its script made of the error
+    waiting: int = 0  # reads that the database has not answered yet
     over: bool = False
     progress: int | None = None
     user_states: dict[str, Json] = field(default_factory=dict)
@@ -96,10 +97,20 @@ class Session:
         """Let the job fail at its end. Windmill's Python client takes every error for "there is no state"."""
         self.trouble = self.trouble or why
 
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """While a read goes on. A script that ends meanwhile did not get what it asked for."""
+        self.waiting += 1
+        try:
+            yield
+        finally:
+            self.waiting -= 1
+
     def taken(self) -> tuple[Json, tuple[StagedState, ...]]:
         """The watcher's own next state (UNSET: not written) and the others, to be committed. Raises StoreError."""
-        if self.trouble:
-            raise StoreError(f"nothing of this run is kept: {self.trouble}")
+        trouble = self.trouble or ("its script did not wait for what it asked for" if self.waiting else "")
+        if trouble:
+            raise StoreError(f"nothing of this run is kept: {trouble}")
         others = tuple(
             StagedState(path, value, self.versions.get(path))
             for path, value in self.staged.items()
@@ -253,16 +264,17 @@ class States:
     async def patiently(self, read: Callable[[], Awaitable[T]], session: Session | None) -> T:
         """Read, waiting for a database in trouble; see `read`."""
         until, pause = time.monotonic() + self._patience, 0.05
-        while True:
-            try:
-                return await read()
-            except StoreError as error:
-                if isinstance(error, Damaged) or time.monotonic() >= until:
-                    if session is not None:
-                        session.fail(f"its script asked for what could not be read: {error}")
-                    raise
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 1.0)
+        with session.asking() if session is not None else nullcontext():
+            while True:
+                try:
+                    return await read()
+                except StoreError as error:
+                    if isinstance(error, Damaged) or time.monotonic() >= until:
+                        if session is not None:
+                            session.fail(f"its script asked for what could not be read: {error}")
+                        raise
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 1.0)
 
     async def _read(self, path: str, session: Session | None, followed: bool) -> Json:
         if (name := self.owner(path)) is not None:

@@ -23,6 +23,7 @@ from typing import Any
 import pytest
 
 from tests.support.service import Service
+from watcher.scripts import engines
 from watcher.store import migrate, tokens
 from watcher.store.db import Database
 
@@ -31,6 +32,7 @@ VERSIONS = (NEWEST, "1.460.0", "1.297.0")
 OLDEST = "1.60.0"
 """By its old endpoints: ``get`` instead of ``get_value_interpolated``, and all of `windmill_api` around it."""
 NPM = "1.818.0"
+OLDER_NPM = ("1.623.0", "1.394.6", "1.339.1")
 
 CACHE = Path(os.environ.get("WATCHER_TEST_CACHE") or Path(__file__).parent.parent / ".cache")
 
@@ -46,11 +48,11 @@ def client(version: str) -> Path:
 
 
 def npm_client() -> Path:
-    """A folder with node_modules/windmill-client, from npm the first time. Skips without npm or a registry."""
+    """A folder with node_modules/windmill-client, from npm the first time. Skips without npm."""
     folder = CACHE / f"windmill-client-{NPM}"
     if not folder.exists():
         if shutil.which("npm") is None:
-            pytest.skip("npm is not installed")
+            pytest.skip("npm is not installed: deno runs the same client in other tests")
         part = CACHE / f"windmill-client-{NPM}.{os.getpid()}.part"
         part.mkdir(parents=True)
         (part / "package.json").write_text("{}")
@@ -60,8 +62,8 @@ def npm_client() -> Path:
 
 
 def deno() -> str:
-    """A deno binary: the machine's, or that of PyPI's package. Skips without one."""
-    if found := shutil.which("deno"):
+    """A deno binary: the environment's, the machine's, or that of PyPI's package."""
+    if found := engines.find("deno"):
         return found
     folder = CACHE / "deno"
     if not folder.exists():
@@ -73,6 +75,26 @@ def deno() -> str:
     return str(binary)
 
 
+def _deno_env(env: Mapping[str, str]) -> dict[str, str]:
+    return {
+        **_bare(env),
+        **network(),
+        "DENO_DIR": str(CACHE / "deno-dir"),
+        "DENO_NO_UPDATE_CHECK": "1",
+        "NO_COLOR": "1",
+    }
+
+
+def network() -> dict[str, str]:
+    """What this machine needs to reach the package indexes."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(("SSL_CERT", "UV_INDEX", "UV_DEFAULT", "NPM_CONFIG", "NODE_EXTRA", "PIP_"))
+        or name.upper().endswith("_PROXY")
+    }
+
+
 def _installer() -> list[str]:
     uv = shutil.which("uv") or str(Path(sys.executable).parent / "uv")
     if Path(uv).exists():
@@ -80,10 +102,13 @@ def _installer() -> list[str]:
     return [sys.executable, "-m", "pip", "install", "-q", "--no-input"]
 
 
-def _fetch(command: list[str]) -> None:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110)
+def _fetch(command: list[str], env: Mapping[str, str] | None = None) -> None:
+    """Have a package from its registry. Without one the test is skipped, and fails where CI=true promises it."""
+    CACHE.mkdir(exist_ok=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=env)
     if done.returncode != 0:
-        pytest.skip(f"not to be had here: {done.stderr.strip()[-300:]}")
+        missing = f"{command[0]}: not to be had here: {done.stderr.strip()[-300:]}"
+        pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
 
 
 def _settle(part: Path, folder: Path) -> None:
@@ -274,16 +299,19 @@ async def node(code: str, env: Mapping[str, str], seconds: float = 60) -> Said:
     return await _run([binary, "--input-type=module", "-e", _module(code)], _bare(env), seconds, cwd=npm_client())
 
 
-async def on_deno(code: str, env: Mapping[str, str], seconds: float = 60) -> Said:
-    """The same under deno."""
-    file = CACHE / f"windmill-client-{NPM}" / f"{os.getpid()}-{abs(hash(code))}.mjs"
-    npm_client()
-    file.write_text(_module(code))
-    try:
-        command = [deno(), "run", "-A", "--no-lock", "--node-modules-dir=manual", str(file)]
-        return await _run(command, _bare(env) | {"DENO_NO_UPDATE_CHECK": "1", "NO_COLOR": "1"}, seconds)
-    finally:
-        file.unlink()
+async def on_deno(code: str, env: Mapping[str, str], seconds: float = 60, version: str = NPM) -> Said:
+    """The same under deno, with any version of windmill-client."""
+    program = deno()
+    package = f"npm:windmill-client@{version}"
+    ready = CACHE / f"{package.replace(':', '-')}.ready"
+    if not ready.exists():
+        _fetch([program, "cache", "--quiet", "--no-config", "--no-lock", package], _deno_env(env))
+        ready.touch()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "script.mjs"
+        file.write_text(_module(code).replace('"windmill-client"', json.dumps(package)))
+        options = ["--quiet", "--no-config", "--no-lock", "--cached-only", "--node-modules-dir=none"]
+        return await _run([program, "run", "-A", *options, str(file)], _deno_env(env), seconds)
 
 
 def _module(code: str) -> str:

@@ -325,6 +325,7 @@ def _described(found: Job | Session, workspace: str) -> Json:
         "scheduled_for": when(found.lease_until or found.created_at),
         "started_at": when(found.started_at),
         "running": found.status == JobStatus.RUNNING,
+        "additional_properties": {"running": found.status == JobStatus.RUNNING},  # where wmill 1.297 looks for it
         "canceled": found.status == JobStatus.CANCELED,
         "canceled_reason": found.cancel_reason,
         "parent_job": found.parent,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from functools import partial
 
 from starlette.exceptions import HTTPException
@@ -12,6 +13,7 @@ from starlette.routing import BaseRoute
 from watcher.errors import Damaged, StoreError
 from watcher.server.windmill.desk import (
     Desk,
+    Endpoint,
     body,
     changing,
     fields,
@@ -27,6 +29,9 @@ from watcher.server.windmill.desk import (
 from watcher.server.windmill.types import fits
 from watcher.store import resources as store
 from watcher.values import UNSET, Json
+
+PATIENT = 1.0
+"""Seconds that every client waits for an answer."""
 
 
 def routes(desk: Desk) -> list[BaseRoute]:
@@ -44,9 +49,24 @@ def routes(desk: Desk) -> list[BaseRoute]:
         ("delete/{path:path}", delete, "write:{path}", "DELETE"),
     ]
     return [
-        desk.route(f"/resources/{path}", partial(endpoint, desk), need and f"resources:{need}", method)
+        desk.route(f"/resources/{path}", partial(_heard, partial(endpoint, desk)), need and f"resources:{need}", method)
         for path, endpoint, need, method in rooms
     ]
+
+
+async def _heard(endpoint: Endpoint, request: Request) -> Response:
+    """The response; a job whose script did not wait for it keeps nothing.
+
+    Clients of 2024 and before give up after five seconds, and then say that there is no state.
+    """
+    began, session = time.monotonic(), job(request)
+    response = await endpoint(request)
+    if session is None or time.monotonic() - began < PATIENT:
+        return response
+    await request.body()  # what was sent comes before the news that nobody listens
+    if await request.is_disconnected():
+        session.fail(f"its script did not wait for {request.url.path}, which the database was late with")
+    return response
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
