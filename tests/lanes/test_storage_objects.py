@@ -319,15 +319,21 @@ containerName = "no-such-container"
 """
 
 
+def configured(s3: SeaweedFS, azure: Azurite) -> str:
+    places = {
+        "bucket": s3.bucket, "s3": f"127.0.0.1:{s3.port}", "key": s3.access_key,
+        "account": azure.ACCOUNT, "container": azure.create()["containerName"], "azure": azure.url,
+    }  # fmt: skip
+    return windmill.CONFIG + STORAGES.format(**places)
+
+
+def secrets_of(azure: Azurite) -> dict[str, str]:
+    return {"S3_SECRET": PASSWORD, "AZURE_KEY": azure.KEY}
+
+
 @pytest.fixture
 async def here(tmp_path: Path, seaweedfs: SeaweedFS, azurite: Azurite) -> AsyncIterator[Place]:
-    container = azurite.create()["containerName"]
-    places = {
-        "bucket": seaweedfs.bucket, "s3": f"127.0.0.1:{seaweedfs.port}", "key": seaweedfs.access_key,
-        "account": azurite.ACCOUNT, "container": container, "azure": azurite.url,
-    }  # fmt: skip
-    text = windmill.CONFIG + STORAGES.format(**places)
-    async with windmill.place(tmp_path, text, S3_SECRET=PASSWORD, AZURE_KEY=azurite.KEY) as found:
+    async with windmill.place(tmp_path, configured(seaweedfs, azurite), **secrets_of(azurite)) as found:
         yield found
 
 
@@ -573,3 +579,32 @@ async def test_a_refused_upload_is_told_before_its_bytes_are_sent(here: Place) -
     assert b" 403 " in answer
     writer.close()
     await here.let_go()
+
+
+async def test_a_bucket_that_goes_away_in_the_middle_of_a_download_never_looks_like_the_end(
+    tmp_path: Path, azurite: Azurite
+) -> None:
+    server = SeaweedFS()
+    try:
+        server.start()
+        server.client().put_object(Bucket=server.bucket, Key="f/tests/large", Body=b"x" * 200 * MB)
+        async with windmill.place(tmp_path, configured(server, azurite), **secrets_of(azurite)) as here:
+            reader, writer = await asyncio.open_connection("127.0.0.1", here.service.port)
+            writer.write(
+                "GET /api/w/main/job_helpers/download_s3_file?file_key=f/tests/large HTTP/1.1\r\nhost: 127.0.0.1\r\n"
+                f"authorization: Bearer {here.token}\r\n\r\n".encode()
+            )
+            head = await reader.readuntil(b"\r\n\r\n")
+            assert f"content-length: {200 * MB}".encode() in head.lower()
+            await reader.readexactly(MB)
+            await asyncio.to_thread(server.kill)
+            rest = 0
+            with contextlib.suppress(ConnectionError):
+                while chunk := await reader.read(MB):
+                    rest += len(chunk)
+            assert rest < 199 * MB
+            await here.service.event("object.cut")
+            assert (await here.service.get("/readyz"))[0] == 200
+            writer.close()
+    finally:
+        server.close()
