@@ -6,8 +6,9 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import subprocess
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -608,3 +609,53 @@ async def test_a_bucket_that_goes_away_in_the_middle_of_a_download_never_looks_l
             writer.close()
     finally:
         server.close()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of a few megabytes, where the storage `archive` is."""
+    disk = tmp_path / "archive"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24M", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("only root may mount; RLIMIT_FSIZE stands for it in test_objects.py")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+FULL = """
+import io, wmill
+from wmill import S3Object
+def failure(work):
+    try: work()
+    except Exception as error: return str(error)
+    return "nothing"
+def at(key): return S3Object(s3="f/tests/" + key, storage="archive")
+wmill.write_s3_file(at("small"), b"small")
+show([
+    failure(lambda: wmill.write_s3_file(at("big"), b"x" * 60_000_000)),
+    failure(lambda: wmill.write_s3_file(at("big"), io.BufferedReader(io.BytesIO(b"x" * 60_000_000)))),
+    failure(lambda: wmill.write_s3_file(at("small"), b"x" * 60_000_000)),
+    wmill.load_s3_file(at("small")).decode(),
+    failure(lambda: wmill.write_s3_file(at("fits"), b"x" * 1_000_000)),
+])
+"""
+FULL_TS = """
+const big = new Blob([new Uint8Array(30_000_000)]);
+show(await failure(() => wmill.writeS3File({ s3: "f/tests/big", storage: "archive" }, big)));
+"""
+
+
+async def test_a_full_disk_is_an_error_to_the_script_and_leaves_nothing(small_disk: Path, here: Place) -> None:
+    env = await here.job()
+    said = (await python(NEWEST, FULL, env)).value
+    assert said == [*["Could not write file to S3"] * 3, "small", "nothing"]
+    assert (await node(FULL_TS, env)).value != "null"
+    found = sorted(str(file.relative_to(small_disk)) for file in small_disk.rglob("*") if file.is_file())
+    assert found == ["f/tests/fits", "f/tests/small"]
+    body, headers = b"x" * 15 * MB, {"authorization": f"Bearer {here.token}"}
+    (small_disk / "filler").write_bytes(b"x" * 10 * MB)
+    path = "/api/w/main/job_helpers/upload_s3_file?storage=archive&file_key=f/tests/big"
+    status, text = await here.service.ask("POST", path, body, headers)
+    assert (status, text) == (507, "the storage is full: no space left on device")
+    assert not [*(small_disk / ".uploads").iterdir()]
+    await here.let_go()
