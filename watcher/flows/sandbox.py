@@ -27,13 +27,13 @@ MAX_SECONDS = 2.0
 MAX_BITS = 4096
 """Of a number."""
 
-Render = Callable[[Mapping[str, Any]], Any]
+Render = Callable[[dict[str, Any]], Any]
 
 _BARE = re.compile(r"\s*\{\{-?\s*(.*?)\s*-?\}\}\s*", re.DOTALL)
 _WIDE = re.compile(r"\d{6}|%[-+ #0]*\*")  # a width of a million, or one that comes from elsewhere
 _SPENT = " spent"  # no name of a template's has a space
 _GROWS = ("center", "ljust", "rjust", "zfill", "expandtabs", "replace", "join")
-_PLAIN = (str, int, float, bool, type(None), dict, list)
+_PLAIN = frozenset((str, int, float, bool, type(None), dict, list))
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------------
@@ -129,15 +129,20 @@ def _multiplied(length: int, times: int) -> None:
         raise DeliveryError(f"renders more than {MAX_OUTPUT} characters")
 
 
-@pass_context
-def _json(context: Context, value: Any) -> Json:
+def _json(value: Any) -> Json:
     """An expression's value as JSON has it: nothing for what is not there, a list for what `map` and `select` give."""
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, str | int | float | dict | list):
+        return value
     if isinstance(value, Undefined):
         return None
-    if isinstance(value, _PLAIN):
-        return value
     if isinstance(value, Iterator):
-        return [*_counted(context, value)]
+        spent, found = _Spent(), []
+        for each in value:
+            spent.step()
+            found.append(each)
+        return found
     if isinstance(value, Iterable) and not isinstance(value, Mapping):
         return [*value]
     raise DeliveryError(f"gives a {type(value).__name__}, which JSON has not")
@@ -243,7 +248,7 @@ def _parts(template: Json) -> Json:
     return template
 
 
-def _filled(parts: Json, names: Mapping[str, Any]) -> Json:
+def _filled(parts: Json, names: dict[str, Any]) -> Json:
     if callable(parts):
         return parts(names)
     if isinstance(parts, dict):
@@ -258,9 +263,10 @@ def _evaluator(tree: nodes.Expr | None) -> Render:
     tree.set_environment(_sandbox)
     template = _sandbox.from_string(_made([nodes.Assign(nodes.Name("result", "store"), tree, lineno=1)]))
     root = template.root_render_func
+    spends = tree.find(nodes.Call) is not None or isinstance(tree, nodes.Call)
 
-    def evaluate(names: Mapping[str, Any]) -> Any:
-        context = _Context({**names, _SPENT: _Spent()})
+    def evaluate(names: dict[str, Any]) -> Any:
+        context = _Context({**names, _SPENT: _Spent()} if spends else names)
         for _ in root(context):
             pass
         value = context.vars["result"]
@@ -273,7 +279,7 @@ def _generator(text: str) -> Render:
     """With statements in it: rendered piece by piece, and stopped when it grows too long."""
     template = _sandbox.from_string(_made(_parse(text).body))
 
-    def render(names: Mapping[str, Any]) -> str:
+    def render(names: dict[str, Any]) -> str:
         parts, size = [], 0
         for part in template.generate({**names, _SPENT: _Spent()}):
             size += len(part)

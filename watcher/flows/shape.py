@@ -158,7 +158,7 @@ def _strings(value: Json, where: str) -> Iterator[tuple[str, str]]:
             yield from _strings(inner, f"{where}.{index}")
 
 
-def _rendered(where: str, template: Json, names: Mapping[str, Any]) -> Json:
+def _rendered(where: str, template: Json, names: dict[str, Any]) -> Json:
     try:
         return sandbox.compiled(template)(names)
     except DeliveryError as error:

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-Signer = Callable[[str, datetime, bytes], str]
+Signer = Callable[[bytes], str]
 
 
 def sign(secrets: Sequence[str], message: str, now: datetime, body: bytes) -> str:
@@ -20,7 +20,8 @@ def sign(secrets: Sequence[str], message: str, now: datetime, body: bytes) -> st
     ``message`` is the ``webhook-id`` and holds no ``.``; ``now`` is aware UTC and this attempt's time; ``body`` are
     the very bytes that are sent, UTF-8. Raises ValueError for a secret that cannot sign, without showing it.
     """
-    return " ".join(_signer(secret)(message, now, body) for secret in secrets)
+    signed = b"%b.%d.%b" % (message.encode(), now.timestamp(), body)
+    return " ".join([_signer(secret)(signed) for secret in secrets])
 
 
 def check_secret(secret: str) -> None:
@@ -36,8 +37,7 @@ def _signer(secret: str) -> Signer:
     if not 24 <= len(key) <= 64:
         raise ValueError(f"a signing secret holds 24 to 64 random bytes, this one {len(key)}: make one with {_RECIPE}")
 
-    def v1(message: str, now: datetime, body: bytes) -> str:
-        signed = b"%b.%d.%b" % (message.encode(), now.timestamp(), body)
+    def v1(signed: bytes) -> str:
         return "v1," + binascii.b2a_base64(hmac.digest(key, signed, "sha256"), newline=False).decode()
 
     return v1
@@ -49,8 +49,7 @@ def _ed25519(text: str) -> Signer:
         raise ValueError(f"an ed25519 signing key is whsk_ and base64 of 32 or 64 bytes, this one holds {len(key)}")
     private = Ed25519PrivateKey.from_private_bytes(key[:32])
 
-    def v1a(message: str, now: datetime, body: bytes) -> str:
-        signed = f"{message}.{int(now.timestamp())}.".encode() + body
+    def v1a(signed: bytes) -> str:
         return "v1a," + base64.b64encode(private.sign(signed)).decode()
 
     return v1a
