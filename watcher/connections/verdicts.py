@@ -173,7 +173,8 @@ def _tls(said: str, place: Place) -> Verdict | None:
         r"record layer failure", r"packet length too long", r"ssl handshake failed", r"unexpected.eof.while",
         r"unexpected_eof", r"invalid.?contenttype", r"corrupt message",
     ):  # fmt: skip
-        return Verdict("tls", f"{where} does not speak TLS", f"correct the port, or say {NO_TLS.get(place.type, 'so')}")
+        or_say = f", or say {NO_TLS[place.type]}" if place.type in NO_TLS else ""
+        return Verdict("tls", f"{where} does not speak TLS", f"correct the port{or_say}")
     if _any(said, r"\bssl\b", r"\btls\b"):
         return Verdict("tls", f"no TLS connection to {where} came about", f"{_first(said)}")
     return None
