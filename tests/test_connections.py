@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from tests.support.cli import Desk, desk
 from watcher import connections, context, resource_types, secrets
 from watcher.connections import Typo, clients, parse, write
-from watcher.connections.verdicts import Place, judge
+from watcher.connections.verdicts import Place, judge, judge_store
 from watcher.context import Context
-from watcher.errors import TriggerError
+from watcher.errors import ObjectsError, TriggerError
 
 
 def value(type: str, url: str) -> dict[str, Any]:
@@ -468,6 +468,28 @@ def test_what_a_clients_error_means(type: str, error: Exception, kind: str) -> N
     assert verdict.kind == kind
     assert verdict.said
     assert verdict.do
+
+
+@pytest.mark.parametrize(
+    ("said", "behind", "kind"),
+    [
+        ("there is no bucket lake: create it", None, "no_database"),
+        ("access is refused (SignatureDoesNotMatch: …)", None, "password"),
+        ("access is refused (AccessDenied: …)", None, "permissions"),
+        ("cannot be reached", "dns error: failed to lookup address: Name or service not known", "dns"),
+        ("cannot be reached", "tcp connect error: Connection refused (os error 111)", "refused"),
+        ("cannot be reached", "invalid peer certificate: certificate has expired", "tls"),
+        ("cannot be reached", "received corrupt message of type InvalidContentType", "tls"),
+        ("the server answers 500", None, "unreachable"),
+    ],
+)
+def test_what_an_error_of_object_storage_means(said: str, behind: str | None, kind: str) -> None:
+    error = ObjectsError(said, kind="unreachable")
+    error.__cause__ = Exception(behind) if behind else None
+    for type in ("s3", "azure_blob", "gcs"):
+        verdict = judge_store(error, Place(type, "s3.example.com", database="bucket lake"))
+        assert verdict.kind == kind
+        assert verdict.do
 
 
 def test_the_error_behind_an_error_counts() -> None:
