@@ -367,6 +367,20 @@ def test_a_token_is_shown_once_and_revoked_by_its_label(watcher: Desk) -> None:
 # --- out and in again
 
 
+def test_old_backups_make_room_for_new_ones_and_others_are_left_alone(watcher: Desk) -> None:
+    watcher("run", "one")
+    folder = watcher.where / "watcher-data" / "backups"
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"watcher-2026010{day}T030000Z.db" for day in range(1, 6)]
+    for name in [*names, "before-upgrade-20250101T000000.0.db", "watcher-mine.db"]:
+        (folder / name).touch()
+    new = Path(watcher("backup", "--keep", "3").strip()).name
+    assert {file.name for file in folder.iterdir()} == {
+        *names[-2:], new, "before-upgrade-20250101T000000.0.db", "watcher-mine.db",
+    }  # fmt: skip
+    watcher("backup", "here.db", "--keep", "3", expect=2)
+
+
 def test_a_backup_comes_back_with_new_ids_and_the_old_database_aside(watcher: Desk) -> None:
     watcher("run", "one")
     before = {item["key"]: item["id"] for item in watcher.json("items")}
@@ -375,7 +389,7 @@ def test_a_backup_comes_back_with_new_ids_and_the_old_database_aside(watcher: De
     watcher("backup", "copy.db", expect=1)
     assert "already there" in watcher.err
     watcher("state", "reset", "one", "--yes")
-    watcher("restore", "copy.db", expect=69)
+    watcher("restore", "copy.db", expect=2)
     assert "--yes" in watcher.err
     done = watcher.json("restore", "copy.db", "--yes")
     assert Path(done["aside"]).exists()

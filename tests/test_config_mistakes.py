@@ -256,7 +256,7 @@ def refusal(file: Path) -> str:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    assert "there is no such file" in refusal(tmp_path / "none.toml")
+    assert "there is no such configuration file" in refusal(tmp_path / "none.toml")
     assert "watcher init" in refusal(tmp_path / "none.toml")
 
 

@@ -74,6 +74,22 @@ def test_the_unit_says_what_the_service_needs() -> None:
     assert not any(line.startswith("LoadCredential") for line in lines)
 
 
+def test_a_backup_each_night_has_a_unit_and_a_timer(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    arguments = ["systemd-unit", "-c", "/etc/watcher/watcher.toml", "--command", "/opt/watcher/bin/watcher"]
+    assert main([*arguments, "--backup-service"]) == 0
+    service = capsys.readouterr().out
+    assert "ExecStart=/opt/watcher/bin/watcher backup --keep 14 --config /etc/watcher/watcher.toml\n" in service
+    assert main(["systemd-unit", "--backup-timer"]) == 0
+    timer = capsys.readouterr().out
+    assert "OnCalendar=*-*-* 03:00\n" in timer
+    if ANALYZE is None:
+        return
+    (tmp_path / "watcher-backup.service").write_text(service.replace("/opt/watcher/bin/watcher", "/bin/true"))
+    (tmp_path / "watcher-backup.timer").write_text(timer)
+    done = analyze("verify", str(tmp_path / "watcher-backup.timer"), str(tmp_path / "watcher-backup.service"))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_the_command_prints_the_unit_of_this_installation(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -161,9 +161,15 @@ def _watcher(op: Operator, name: str, row: Any, waiting: int, silent: Silence | 
         "trigger": watcher.trigger if watcher else None,
         "flows": list(watcher.flows) if watcher else [],
         "schedule": _schedule(watcher) if watcher else None,
-        "next_at": plain(op.next_run(name)) if op.next_run and runs else None,
+        "next_at": plain(_next(op.next_run(name), row)) if op.next_run and runs else None,
         **stored,
     }
+
+
+def _next(tick: datetime | None, row: Any) -> datetime | None:
+    """When a watcher runs next: not before its back-off is over."""
+    waits = row.backoff_until if row is not None else None
+    return max(tick, waits) if tick and waits else tick
 
 
 def _schedule(watcher: Any) -> str:
@@ -184,6 +190,8 @@ def _flow(config: Config, name: str, row: Any, owed: Mapping[str, Any]) -> Json:
     elif row is not None and row.held_since:
         condition, reason = "held", row.held_reason
     backlog = owed.get(name)
+    if condition == "ok" and backlog and backlog.trouble:
+        condition, reason = "retrying", backlog.trouble
     return {
         "name": name,
         "condition": condition,

@@ -13,12 +13,13 @@ import typer
 
 from watcher.cli import connect, options, show
 from watcher.cli.options import AsJson, ConfigFile, Yes
-from watcher.errors import StoreError, WatcherError
+from watcher.errors import WatcherError
 
 if TYPE_CHECKING:
     from watcher.store.db import Database
 
 _REPORT_EACH = 10_000  # lines
+_BACKUP = "watcher-????????T??????Z"  # how `backup` names its files, in the order of time
 
 
 app = typer.Typer(**options.STYLE)
@@ -27,12 +28,17 @@ app = typer.Typer(**options.STYLE)
 @app.command()
 def backup(
     to: Annotated[Path | None, typer.Argument(metavar="FILE", help="Default: in the backup directory.")] = None,
+    keep: Annotated[
+        int | None, typer.Option("--keep", min=1, help="Then remove all but so many of those that this command named.")
+    ] = None,
     config: ConfigFile = None,
     as_json: AsJson = False,
 ) -> None:
     """Write a consistent copy of the database; the service may go on meanwhile."""
     from watcher.store import backup as store_backup
 
+    if keep is not None and to is not None:
+        raise typer.BadParameter("it counts those in the backup directory: leave out FILE", param_hint="--keep")
     loaded = connect.load(config)
     stamp = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
     suffix = ".db" if connect.sqlite_file(loaded.database) else ".jsonl"
@@ -42,6 +48,9 @@ def backup(
     show.words(f"backing up {connect.shown(loaded.database)} …")
     connect.reading(loaded, lambda db: store_backup.backup(db, file))
     connect.hand_over(loaded)
+    for old in sorted(file.parent.glob(f"{_BACKUP}{suffix}"))[:-keep] if keep else ():
+        old.unlink()
+        show.words(f"removed {old.name}")
     done = {"file": str(file), "bytes": file.stat().st_size}
     show.give(done, as_json, lambda found: print(found["file"]))
 
@@ -132,7 +141,7 @@ def import_(
 
 def _confirm(question: str) -> None:
     if not sys.stdin.isatty():
-        raise StoreError(f"{question} Add --yes to say so.")
+        raise typer.BadParameter(f"{question} Add --yes to say so.")
     typer.confirm(question, abort=True, err=True)
 
 

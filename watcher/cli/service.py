@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Sized
 from pathlib import Path
 from typing import Annotated
 
@@ -70,9 +71,8 @@ def check(
     show.give(found | ({"origins": origins} if show_origin else {}), as_json, render)
 
 
-def _count(things: object, noun: str) -> str:
-    number = len(things)  # type: ignore[arg-type]
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+def _count(things: Sized, noun: str) -> str:
+    return show.count(len(things), noun)
 
 
 @app.command()
@@ -147,10 +147,22 @@ def systemd_unit(
         Path | None,
         typer.Option("--credential", help=f"The encrypted key (default: {unit.CREDENTIAL}, if it is there)."),
     ] = None,
+    backup_service: Annotated[
+        bool, typer.Option("--backup-service", help="Instead, the unit of one backup (watcher-backup.service).")
+    ] = False,
+    backup_timer: Annotated[
+        bool, typer.Option("--backup-timer", help="Instead, the timer of a backup each night (watcher-backup.timer).")
+    ] = False,
 ) -> None:
     """Print a hardened unit for this installation: `watcher systemd-unit > /etc/systemd/system/watcher.service`."""
+    if backup_timer:
+        print(unit.TIMER, end="")
+        return
     file = (config or Path(os.environ.get("WATCHER_CONFIG") or unit.CONFIG)).absolute()
     program = (command or unit.this_command()).absolute()
+    if backup_service:
+        print(unit.backup(program, file), end="")
+        return
     key = credential or (unit.CREDENTIAL if unit.CREDENTIAL.exists() else None)
     print(unit.text(program, file, key), end="")
     python = [] if command else [Path(sys.executable).resolve()]

@@ -21,7 +21,8 @@ _PAINT = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1"}
 _COLOURS = {
     "ok": "green", "delivered": "green", "succeeded": "green", "OK": "green",
     "failed": "red", "failing": "red", "dead": "red", "quarantined": "red", "FAIL": "red",
-    "held": "yellow", "silent": "yellow", "paused": "yellow", "conflict": "yellow", "gone": "yellow", "WARN": "yellow",
+    "held": "yellow", "retrying": "yellow", "silent": "yellow",
+    "paused": "yellow", "conflict": "yellow", "gone": "yellow", "WARN": "yellow",
     "disabled": "dim", "quiet": "dim", "seen": "dim",
 }  # fmt: skip
 
@@ -126,6 +127,12 @@ def ago(text: str | None) -> str:
     unit, length = next((u, n) for limit, u, n in _UNITS if size < limit)
     amount = f"{size / length:.0f}{unit}"
     return f"in {amount}" if seconds < 0 else f"{amount} ago"
+
+
+def count(number: int, noun: str) -> str:
+    """``1 item``, ``2 items``."""
+    many = noun[:-1] + "ies" if noun.endswith("y") and noun[-2] not in "aeiou" else noun + "s"
+    return f"{number} {noun if number == 1 else many}"
 
 
 def size(count: int) -> str:

@@ -27,7 +27,8 @@ def get(name: Name, version: _GIVEN = None, config: ConfigFile = None, as_json: 
     """Print the script's state; --json adds the cursor, the version and the rest of the memory."""
 
     def render(memory: Json) -> None:
-        show.words(f"version {memory['version']}, cursor {json.dumps(memory['cursor'])}, {memory['known']} keys known")
+        known = show.count(memory["known"], "key")
+        show.words(f"version {memory['version']}, cursor {json.dumps(memory['cursor'])}, {known} known")
         print(json.dumps(memory["state"], indent=2, ensure_ascii=False))
 
     show.give(call(config, "state_get", name=name, version=version), as_json, render)

@@ -94,6 +94,59 @@ IPAddressDeny=link-local multicast
 WantedBy=multi-user.target
 """
 
+_BACKUP = """\
+# Written by `watcher systemd-unit --backup-service`: one backup, whenever watcher-backup.timer says so.
+[Unit]
+Description=Watcher: a backup of its database
+
+[Service]
+Type=oneshot
+ExecStart={command} backup --keep {keep} --config {config}
+# The user and the directory of watcher.service, which makes the copy while it runs.
+DynamicUser=yes
+User=watcher
+StateDirectory=watcher
+StateDirectoryMode=0700
+ConfigurationDirectory=watcher
+WorkingDirectory={state}
+UMask=0077
+NoNewPrivileges=yes
+CapabilityBoundingSet=
+ProtectSystem=strict
+ProtectHome=yes
+PrivateTmp=yes
+PrivateDevices=yes
+ProtectClock=yes
+ProtectHostname=yes
+ProtectKernelLogs=yes
+ProtectKernelModules=yes
+ProtectKernelTunables=yes
+ProtectControlGroups=yes
+RestrictAddressFamilies=AF_INET AF_INET6 AF_UNIX
+RestrictNamespaces=yes
+RestrictRealtime=yes
+RestrictSUIDSGID=yes
+LockPersonality=yes
+MemoryDenyWriteExecute=yes
+SystemCallArchitectures=native
+SystemCallFilter=@system-service
+"""
+
+TIMER = """\
+# Written by `watcher systemd-unit --backup-timer`: when watcher-backup.service runs.
+[Unit]
+Description=Watcher: a backup each night
+
+[Timer]
+OnCalendar=*-*-* 03:00
+RandomizedDelaySec=30min
+Persistent=yes
+
+[Install]
+WantedBy=timers.target
+"""
+KEEP = 14  # backups
+
 _NO_CREDENTIAL = f"""\
 # The key that encrypts secret variables: see docs/operations.md, then take away the `#`.
 #LoadCredentialEncrypted=watcher-key:{CREDENTIAL}
@@ -104,6 +157,11 @@ def text(command: Path, config: Path, credential: Path | None) -> str:
     """The unit file. ``credential`` is the encrypted key's file; None leaves its line commented out."""
     line = f"LoadCredentialEncrypted=watcher-key:{_escape(credential)}\n" if credential else _NO_CREDENTIAL
     return _TEMPLATE.format(command=_quote(command), config=_quote(config), state=STATE, credential=line)
+
+
+def backup(command: Path, config: Path) -> str:
+    """The unit of one backup, for the timer."""
+    return _BACKUP.format(command=_quote(command), config=_quote(config), state=STATE, keep=KEEP)
 
 
 def warnings(command: Path, config: Path, *more: Path) -> list[str]:

@@ -223,7 +223,7 @@ def retry(
     done = call(config, "retry", ids=found)["retried"] if len(found) <= _BATCH else _retry_many(config, found)
     if ids and not done:
         raise WatcherError("no such delivery or item: `watcher deliveries --status dead` lists what is dead")
-    show.give({"retried": done}, as_json, lambda _: show.words(f"{done} deliveries are due again"))
+    show.give({"retried": done}, as_json, lambda _: show.words(_retried(done, pending)))
 
 
 def _retry_many(config: Path | None, ids: list[str]) -> int:
@@ -258,6 +258,14 @@ def _request(found: Json) -> None:
     for name, value in found["headers"].items():
         print(f"{name}: {show.clean(value)}")
     print(f"\n{show.clean(found['body'], keep=_LINES)}")
+
+
+def _retried(done: int, pending: bool) -> str:
+    if not done:
+        return (
+            "no delivery matches" if pending else "no dead delivery matches (with --pending those that wait are meant)"
+        )
+    return f"{show.count(done, 'delivery')} {'is' if done == 1 else 'are'} due again"
 
 
 @app.command()
@@ -357,7 +365,7 @@ def _status(found: Json) -> None:
 
 def _failed_jobs(flow: Json) -> str:
     count = flow["failed_jobs"]
-    told = f"{count} job{'' if count == 1 else 's'} failed in the last day"
+    told = f"{show.count(count, 'job')} failed in the last day"
     return f"{told}: `watcher jobs {flow['name']} --status failed`" if count else ""
 
 
@@ -444,7 +452,8 @@ def _plan(plan: Json) -> None:
     for warning in plan["warnings"]:
         show.words(f"warning: {warning}")
     owed = sum(len(item["deliveries"]) for item in plan["items"])
-    show.words(f"{_counts(plan['counts'])}: {len(plan['items'])} items, {owed} deliveries; nothing was saved")
+    sent = f"{show.count(len(plan['items']), 'item')}, {show.count(owed, 'delivery')}"
+    show.words(f"{_counts(plan['counts'])}: {sent}; nothing was saved")
 
 
 def _flows(item: Json, reason: str) -> str:

@@ -120,8 +120,10 @@ def _from_file(sources: Sources, file: Path) -> None:
     try:
         raw = read_bounded(file, MAX_FILE)
     except ValueError as error:
-        hint = "write one with `watcher init`, or name it with --config" if "no such file" in str(error) else ""
-        sources.problems.append(Problem((), f"the configuration file {error}", hint))
+        gone = "no such file" in str(error)
+        told = "there is no such configuration file" if gone else f"the configuration file {error}"
+        hint = "write one with `watcher init`, or name it with --config" if gone else ""
+        sources.problems.append(Problem((), told, hint))
         return
     try:
         sources.text = raw.decode("utf-8-sig").replace("\r\n", "\n")

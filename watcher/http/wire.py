@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import socket
 import ssl
 import threading
@@ -314,4 +315,6 @@ def _short(error: BaseException) -> str:
     """The library's words without its wrapping."""
     inner = getattr(error, "os_error", None) or error
     text = getattr(inner, "strerror", None) or getattr(inner, "message", None) or str(inner) or type(inner).__name__
+    if str(text).startswith("Connect call failed") and getattr(inner, "errno", None):
+        text = os.strerror(inner.errno).lower()  # asyncio's words hide why
     return str(text).splitlines()[0][:200].rstrip(": ")

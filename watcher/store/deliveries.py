@@ -85,6 +85,7 @@ class Backlog:
     pending: int
     oldest: datetime | None  # when the oldest pending item was found
     dead: int
+    trouble: str = ""  # why the oldest pending delivery has not gone out yet, if it was tried
 
 
 # --- owing ------------------------------------------------------------------------------------------------------------
@@ -399,9 +400,9 @@ async def pending(tx: AsyncConnection) -> dict[str, Backlog]:
     counts = {row.flow: (row.n, row.first) for row in waits}
     firsts = [first for _, first in counts.values()]
     found = await tx.execute(
-        select(d.seq, item.c.found_at).join(item, item.c.seq == d.item_seq).where(d.seq.in_(firsts))
+        select(d.seq, item.c.found_at, d.attempts, d.note).join(item, item.c.seq == d.item_seq).where(d.seq.in_(firsts))
     )
-    oldest = {row.seq: row.found_at for row in found}
+    oldest = {row.seq: (row.found_at, row.note if row.attempts else "") for row in found}
     dead_rows = await tx.execute(
         select(d.flow, func.count().label("n")).where(text("delivery.status = 2")).group_by(d.flow)
     )
@@ -409,7 +410,8 @@ async def pending(tx: AsyncConnection) -> dict[str, Backlog]:
     backlog = {}
     for flow in sorted(counts.keys() | dead.keys()):
         n, first = counts.get(flow, (0, None))
-        backlog[flow] = Backlog(n, oldest.get(first), dead.get(flow, 0))
+        found_at, trouble = oldest.get(first, (None, ""))
+        backlog[flow] = Backlog(n, found_at, dead.get(flow, 0), trouble)
     return backlog
 
 
