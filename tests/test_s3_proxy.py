@@ -15,7 +15,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.support.s3 import AT, ROOM, Place, code, value
-from watcher.objects import PRIMARY
+from watcher.objects import PRIMARY, Objects, Storage
 from watcher.secrets import load_key, new_key
 from watcher.server import windmill
 from watcher.server.windmill import s3_proxy, sigv4
@@ -351,7 +351,23 @@ def complete(*parts: tuple[int, str]) -> bytes:
     return f"<CompleteMultipartUpload>{inside}</CompleteMultipartUpload>".encode()
 
 
-async def test_parts_come_in_any_order_and_again(place: Place, tmp_path: Path) -> None:
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder looks like a storage that is far away, to which parts go on while they come in."""
+    storage = Objects.storage
+
+    async def told(self: Objects, name: str | None = None) -> Storage:
+        return replace(await storage(self, name), kind="s3")
+
+    monkeypatch.setattr(Objects, "storage", told)
+
+
+@pytest.mark.parametrize("where", ["near", "far"])
+async def test_parts_come_in_any_order_and_again(
+    place: Place, tmp_path: Path, where: str, request: pytest.FixtureRequest
+) -> None:
+    if where == "far":
+        request.getfixturevalue("far")
     s3 = await place.client()
     upload = value(await s3("POST", "a", "uploads", content_type="text/x-mine"), "UploadId")
     etags = {}
@@ -372,6 +388,7 @@ async def test_parts_come_in_any_order_and_again(place: Place, tmp_path: Path) -
     answer = await s3("GET", "a")
     assert (answer.content, answer.headers["content-type"]) == (b"one,two,three", "text/x-mine")
     assert code(await s3("POST", "a", done, body=complete((1, etags[1])))) == (404, "NoSuchUpload")
+    assert value(await s3("POST", "a", done, body=complete(*sorted(etags.items()))), "ETag")  # its answer was lost
     assert stored(tmp_path) == ["objects/a"]
 
 
@@ -384,6 +401,29 @@ async def test_a_part_is_a_copy_of_a_range(place: Place) -> None:
     etag = value(await s3("PUT", "b", part, **copy), "ETag")
     await s3("POST", "b", f"uploadId={upload}", body=complete((1, etag)))
     assert (await s3("GET", "b")).content == b"world"
+
+
+@pytest.mark.usefixtures("far")
+async def test_parts_go_on_to_the_storage_while_others_come_in(place: Place, tmp_path: Path) -> None:
+    s3 = await place.client()
+    upload = value(await s3("POST", "a", "uploads"), "UploadId")
+    etags = []
+    for number in (1, 2):
+        part = bytes([number]) * (2 * s3_proxy.SMALL)
+        etags.append((await s3("PUT", "a", f"partNumber={number}&uploadId={upload}", body=part)).headers["etag"])
+        for _ in range(1000):
+            waiting = [file.stat().st_size for file in (tmp_path / "objects" / ".uploads").iterdir()]
+            if waiting == [number * 2 * s3_proxy.SMALL]:
+                break
+            await asyncio.sleep(0.005)  # written in a thread
+        assert waiting == [number * 2 * s3_proxy.SMALL]
+    assert await s3.keys() == []
+    await s3("POST", "a", f"uploadId={upload}", body=complete((1, etags[0]), (2, etags[1])))
+    assert (await s3("HEAD", "a")).headers["content-length"] == str(4 * s3_proxy.SMALL)
+    upload = value(await s3("POST", "b", "uploads"), "UploadId")
+    await s3("PUT", "b", f"partNumber=1&uploadId={upload}", body=b"x")
+    assert (await s3("DELETE", "b", f"uploadId={upload}")).status_code == 204
+    assert stored(tmp_path) == ["objects/a"]
 
 
 async def test_an_upload_that_is_given_up_leaves_nothing(place: Place, tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
 from io import FileIO
@@ -109,7 +109,7 @@ class Parts:
         etag = secrets.token_hex(16)
         folder = self._root / id
         draft = folder / f"{etag}.new"
-        file = await _thread(_open, draft, "xb")
+        file = _open(draft, "xb")
         try:
             size = await _fill(file.write, body)
             return await _thread(self._keep, folder, draft, number, etag, size)
@@ -161,10 +161,10 @@ class Parts:
             raise Refusal("InvalidPart", f"part {missing[0]} is not there, or has another ETag")
         return [there[each] for each in wanted]
 
-    async def read(self, id: str, parts: Sequence[Part]) -> AsyncIterator[bytes]:
+    async def read(self, id: str, parts: Sequence[Part]) -> AsyncGenerator[bytes, None]:
         """Their bytes, one after the other."""
         for part in parts:
-            file = await _thread(_open, self._root / id / f"{part.number:05}-{part.etag}", "rb")
+            file = _open(self._root / id / f"{part.number:05}-{part.etag}", "rb")
             try:
                 while chunk := await _thread(file.read, CHUNK):
                     yield chunk
@@ -177,7 +177,9 @@ class Parts:
 
 
 def _open(file: Path, mode: Literal["rb", "xb"]) -> FileIO:
-    return file.open(mode, buffering=0)
+    """Not in a thread: whoever waits for one may be cancelled, and nobody would close it."""
+    with _errors():
+        return file.open(mode, buffering=0)
 
 
 def room(data: Path) -> Path:
@@ -212,9 +214,22 @@ def _write(write: Callable[[memoryview], int], chunks: list[bytes]) -> None:
 
 
 async def _thread(work: Callable[..., T], *given: object) -> T:
-    """Do it in a thread. Raises ObjectsError (``full`` among them) and Refusal."""
+    """Do it in a thread, to the end also when cancelled: the file is closed then. Raises ObjectsError and Refusal."""
+    task = asyncio.ensure_future(asyncio.to_thread(work, *given))
+    with _errors():
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait({task})
+            if not task.cancelled():
+                task.exception()
+            raise
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
     try:
-        return await asyncio.to_thread(work, *given)
+        yield
     except FileNotFoundError as error:
         raise Refusal("NoSuchUpload", "the upload was completed or aborted meanwhile") from error
     except OSError as error:

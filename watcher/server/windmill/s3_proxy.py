@@ -12,11 +12,13 @@ import asyncio
 import re
 import secrets
 from base64 import urlsafe_b64decode, urlsafe_b64encode
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from email.utils import format_datetime, parsedate_to_datetime
 from functools import partial
+from hashlib import sha256
+from typing import Any
 from urllib.parse import unquote_to_bytes
 
 from starlette.requests import ClientDisconnect, Request
@@ -31,7 +33,8 @@ from watcher.server.guard import JOB_SCOPES, Principal
 from watcher.server.windmill import s3_xml as xml
 from watcher.server.windmill import sigv4
 from watcher.server.windmill.desk import Desk, who_is
-from watcher.server.windmill.s3_parts import Parts, Upload, room
+from watcher.server.windmill.s3_ahead import Ahead, heard
+from watcher.server.windmill.s3_parts import Part, Parts, Upload, room
 from watcher.server.windmill.signing import Signing, stands_for
 from watcher.server.windmill.sigv4 import Asked, Refusal
 from watcher.store import tokens
@@ -44,6 +47,8 @@ SMALL = 1024 * 1024  # bytes of an object that is held whole: one request to the
 MOST_XML = 4 * 1024 * 1024
 MOST_UNREAD = 8 * 1024 * 1024  # bytes of a refused body that are still taken in, so that the client sees the answer
 PATIENCE = 5.0  # seconds until a client that waits for its upload to be put together hears that we are at it
+REMEMBERED = 600.0  # seconds that a completed upload is, for a client that asks again
+MOST_AHEAD = 2  # uploads that go on to their storage while they come in: each takes some 40 MiB of memory
 _UNKNOWN = {  # sub-resources that would be taken for something else if they were ignored
     "accelerate", "acl", "analytics", "attributes", "cors", "encryption", "inventory", "legal-hold", "lifecycle",
     "logging", "metrics", "notification", "object-lock", "ownershipControls", "policy", "policyStatus",
@@ -144,6 +149,8 @@ class Proxy:
     def __init__(self, desk: Desk, signing: Signing) -> None:
         self._desk = desk
         self._signing = signing
+        self._ahead: dict[str, Ahead] = {}
+        self._completing: dict[tuple[str, bytes], asyncio.Task[Meta]] = {}
 
     @property
     def _parts(self) -> Parts:
@@ -330,15 +337,15 @@ class Proxy:
     async def _put(self, call: Call) -> Response:
         call.may("write")
         absent = _only_if_absent(call.asked)
-        meta = await self._store(call, call.content(), call.body.size, absent=absent, **_described(call.asked))
+        meta = await self._store(call, call.content(), size=call.body.size, absent=absent, **_described(call.asked))
         return Response(status_code=200, headers={"etag": xml.etag(meta.etag)})
 
     async def _store(
         self,
         call: Call,
         body: AsyncIterator[bytes],
-        size: int | None,
         *,
+        size: int | None,
         absent: bool = False,
         content_type: str | None = None,
         content_disposition: str | None = None,
@@ -372,9 +379,9 @@ class Proxy:
         if call.asked.header("x-amz-metadata-directive") == "REPLACE":
             described = _described(call.asked)
         else:
-            described = {"content_type": reading.meta.content_type}
+            described = {"content_type": reading.meta.content_type, "content_disposition": None}
         size = reading.end - reading.start
-        meta = await self._store(call, aiter(reading), size, absent=_only_if_absent(call.asked), **described)
+        meta = await self._store(call, aiter(reading), size=size, absent=_only_if_absent(call.asked), **described)
         return _xml(xml.copied("CopyObjectResult", meta.etag, meta.modified))
 
     async def _source(self, call: Call) -> Reading:
@@ -396,8 +403,16 @@ class Proxy:
 
     async def _begin(self, call: Call) -> Response:
         call.may("write")
-        upload = Upload(call.storage.name, call.key, call.principal.name, **_described(call.asked))
-        return _xml(xml.begun(call.bucket, call.key, await self._parts.begin(upload, call.now)))
+        described = _described(call.asked)
+        upload = Upload(call.storage.name, call.key, call.principal.name, **described)
+        put = partial(self._store, call, size=None, **described)
+        id = await self._parts.begin(upload, call.now)
+        # A folder is as near as the parts: nothing is gained there.
+        if call.storage.kind != "folder" and len(self._ahead) < MOST_AHEAD:
+            ahead = Ahead(self._parts, id, put)
+            ahead.task.add_done_callback(lambda _: self._ahead.pop(id, None))
+            self._ahead[id] = ahead
+        return _xml(xml.begun(call.bucket, call.key, id))
 
     async def _upload(self, call: Call) -> tuple[str, Upload]:
         call.may("write")
@@ -407,43 +422,67 @@ class Proxy:
     async def _put_part(self, call: Call) -> Response:
         id, _ = await self._upload(call)
         part = await self._parts.add(id, _number(call), bounded(call.content(), self._desk.config().max_upload))
+        await self._offer(id, part)
         return Response(status_code=200, headers={"etag": xml.etag(part.etag)})
 
     async def _copy_part(self, call: Call) -> Response:
         id, _ = await self._upload(call)
         reading = await self._source(call)
         part = await self._parts.add(id, _number(call), aiter(reading))
+        await self._offer(id, part)
         return _xml(xml.copied("CopyPartResult", part.etag, part.at))
 
-    async def _complete(self, call: Call) -> Response:
-        id, upload = await self._upload(call)
-        parts = await self._parts.chosen(id, xml.parse_complete(await call.text()))
-        absent = _only_if_absent(call.asked)
+    async def _offer(self, id: str, part: Part) -> None:
+        if (ahead := self._ahead.get(id)) is not None:
+            await ahead.offer(part)
 
-        async def put() -> Meta:
+    async def _complete(self, call: Call) -> Response:
+        """A client that has lost patience asks again: it is led to what goes on since it asked first, or to its end."""
+        call.may("write")
+        id, asked = call.query["uploadId"], await call.text()
+        named = f"{call.storage.name} {id} {call.key}", sha256(asked).digest()
+        work = self._completing.get(named)
+        if work is None:
+            upload = await self._parts.of(id, call.storage.name, call.key)
+            parts = await self._parts.chosen(id, xml.parse_complete(asked))
+            work = asyncio.create_task(self._put_together(call, id, upload, parts), name=f"complete {id}")
+            work.add_done_callback(heard)
+            work.add_done_callback(partial(self._completed, named))
+            self._completing[named] = work
+        done = partial(xml.completed, call.bucket, call.key, place=str(call.request.url.replace(query="")))
+        await asyncio.wait({work}, timeout=PATIENCE)
+        return _xml(done(work.result().etag)) if work.done() else _Slow(call.request, work, done)
+
+    async def _put_together(self, call: Call, id: str, upload: Upload, parts: Sequence[Part]) -> Meta:
+        absent, ahead = _only_if_absent(call.asked), self._ahead.pop(id, None)
+        meta = None
+        if ahead is not None:
+            if absent:  # which it was not told when it began
+                await ahead.stop()
+            meta = await ahead.finish(parts)
+        if meta is None:
             meta = await self._store(
                 call,
                 self._parts.read(id, parts),
-                sum(part.size for part in parts),
+                size=sum(part.size for part in parts),
                 absent=absent,
                 content_type=upload.content_type,
                 content_disposition=upload.content_disposition,
             )
-            await self._parts.remove(id)
-            return meta
+        await self._parts.remove(id)
+        return meta
 
-        place = str(call.request.url.replace(query=""))
-        done = partial(xml.completed, call.bucket, call.key, place=place)
-        work = asyncio.ensure_future(put())
-        try:
-            await asyncio.wait({work}, timeout=PATIENCE)
-        except BaseException:
-            work.cancel()
-            raise
-        return _xml(done(work.result().etag)) if work.done() else _Slow(call.request, work, done)
+    def _completed(self, named: tuple[str, bytes], work: asyncio.Task[Meta]) -> None:
+        """What went well is remembered for a while; what did not may be tried again."""
+        if work.cancelled() or work.exception() is not None:
+            self._completing.pop(named, None)
+        else:
+            asyncio.get_running_loop().call_later(REMEMBERED, self._completing.pop, named, None)
 
     async def _abort(self, call: Call) -> Response:
         id, _ = await self._upload(call)
+        if (ahead := self._ahead.pop(id, None)) is not None:
+            await ahead.stop()
         await self._parts.remove(id)
         return Response(status_code=204)
 
@@ -491,7 +530,7 @@ def _unmounted(asked: Asked) -> Asked:
     return replace(asked, path=asked.path[place.end() :] or "/", headers=headers)
 
 
-def _described(asked: Asked) -> dict[str, str | None]:
+def _described(asked: Asked) -> dict[str, Any]:
     kind, disposition = asked.header("content-type"), asked.header("content-disposition")
     if kind == "binary/octet-stream":  # what S3's own clients say of what they know nothing of
         kind = None
@@ -726,16 +765,13 @@ class _Slow(Response):
         self._done = done
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": xml.HEAD.encode(), "more_body": True})
+        while not (await asyncio.wait({self._work}, timeout=PATIENCE))[0]:
+            await send({"type": "http.response.body", "body": b" ", "more_body": True})
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
-            await send({"type": "http.response.body", "body": xml.HEAD.encode(), "more_body": True})
-            while not (await asyncio.wait({self._work}, timeout=PATIENCE))[0]:
-                await send({"type": "http.response.body", "body": b" ", "more_body": True})
-            try:
-                text = self._done(self._work.result().etag, head=False)
-            except (ObjectsError, Refusal) as error:
-                code = error.code if isinstance(error, Refusal) else _KINDS[error.kind]
-                text = xml.error(code, str(error), self._request.url.path, secrets.token_hex(8), head=False)
-            await send({"type": "http.response.body", "body": text.encode(), "more_body": False})
-        finally:
-            self._work.cancel()
+            text = self._done(self._work.result().etag, head=False)
+        except (ObjectsError, Refusal) as error:
+            code = error.code if isinstance(error, Refusal) else _KINDS[error.kind]
+            text = xml.error(code, str(error), self._request.url.path, secrets.token_hex(8), head=False)
+        await send({"type": "http.response.body", "body": text.encode(), "more_body": False})
