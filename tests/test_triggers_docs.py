@@ -61,6 +61,18 @@ async def test_the_script_in_windmills_way(scripts: Scripts, tmp_path: Path) -> 
     assert listing.state == 2
 
 
+def test_the_tests_of_the_page_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "orders.py").write_text(SCRIPTS[0])
+    monkeypatch.chdir(tmp_path)
+    (text,) = [block for block in re.findall(r"```python\n(.*?)```", TEXT, re.S) if "watcher.testing" in block]
+    page: dict[str, Any] = {}
+    exec(compile(text, "triggers.md", "exec"), page)
+    tests = [test for name, test in page.items() if name.startswith("test_")]
+    assert len(tests) == 3
+    for test in tests:
+        test()
+
+
 async def test_every_built_in_trigger_and_each_of_its_arguments(scripts: Scripts) -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| .*? \| (.*) \|$", TEXT.partition("## The built-in triggers")[2], re.M))
     assert set(rows) == {script.stem for script in TRIGGERS.glob("*.py")}
