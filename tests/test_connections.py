@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from tests.support.cli import Desk, desk
 from watcher import connections, context, resource_types, secrets
-from watcher.connections import Typo, clients, parse, write
+from watcher.connections import Typo, clients, parse, probe, write
 from watcher.connections.verdicts import Place, judge, judge_store
 from watcher.context import Context
 from watcher.errors import ObjectsError, TriggerError
@@ -78,6 +78,13 @@ def test_supabase_through_its_pooler(port: int) -> None:
     assert (found.value["user"], found.value["port"]) == ("postgres.abcdef", port)
     assert "pgbouncer" not in found.value
     assert found.notes == ("pgbouncer is a parameter of Prisma alone: left out",)
+
+
+def test_a_password_that_looks_like_a_reference_or_a_placeholder_is_a_password() -> None:
+    for url in ("postgres://me:$ecret@h/d", "postgres://me:%24var:u%2Fa%2Fb@h/d", "postgres://me:%3Cabc>@h/d"):
+        found = parse("postgresql", url)
+        assert connections.secrets(found.type, found.value) == {"password": found.value["password"]}
+        assert connections.apart("u/me/db", found)[0]["password"] == "$var:u/me/db_password"
 
 
 @pytest.mark.parametrize("url", ["postgresql:///app?host=/run/pg", "postgresql://%2Frun%2Fpg/app"])
@@ -496,6 +503,13 @@ def test_the_error_behind_an_error_counts() -> None:
     outer = RuntimeError("could not connect")
     outer.__cause__ = ConnectionRefusedError(111, "Connection refused")
     assert judge(outer, PLACE).said == "nobody listens at db.example.com:5432"
+
+
+def test_a_server_that_is_too_old() -> None:
+    assert probe._too_old("postgresql", "9.6.24", PLACE) is not None
+    assert probe._too_old("postgresql", "17.2 (Debian)", PLACE) is None
+    assert probe._too_old("redis", "4.0.14", PLACE) is not None
+    assert probe._too_old("mysql", "11.8.3-MariaDB", PLACE) is None
 
 
 # --- for scripts ------------------------------------------------------------------------------------------------------

@@ -710,8 +710,8 @@ async def main():
     try:
         store.put("somewhere/else.txt", b"")
     except Exception as error:
-        refused = type(error).__name__
-    return [{"id": text.decode(), "listed": listed, "refused": refused} for text in found]
+        found.append(f"{type(error).__name__} {listed}".encode())
+    return [{"id": text.decode()} for text in found]
 """
 
 
@@ -729,7 +729,13 @@ async def test_objects_by_way_of_the_service(tmp_path: Path, capsys: pytest.Capt
             await asyncio.to_thread(command_line, ["items", "--config", str(tmp_path / "watcher.toml"), "--json"]) == 0
         )
         items = json.loads(capsys.readouterr().out)
-        assert {item["key"] for item in items} == {"cold", "warm"}
+        refused = "PermissionDeniedError ['u/watcher/a.txt']"
+        assert {item["key"] for item in items} == {"cold", "warm", refused}
+        typo = ["resource", "add", "redis", f"redis://me:{WRONG}@h/one", "--config", str(tmp_path / "watcher.toml")]
+        assert await asyncio.to_thread(command_line, typo) == 2
+        shown, caret = capsys.readouterr().err.splitlines()[-2:]
+        assert shown[caret.index("^") :] == "one"
+        assert WRONG not in shown
         assert (tmp_path / "cold/u/watcher/a.txt").read_bytes() == b"cold"
         assert await service.stop() == 0
     finally:

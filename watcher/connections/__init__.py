@@ -82,13 +82,13 @@ def shown(type: str, value: Mapping[str, Any]) -> str:
 
 
 def secrets(type: str, value: Mapping[str, Any]) -> dict[str, str]:
-    """Where the secrets of a resource stand → what they are; references ("$var:…") are none."""
+    """Where the secrets of a resource stand → what they are. For values without references: "$ecret" is one, too."""
     found = {}
     for field in TYPES[type].secrets:
         inner: Any = value
         for name in field.split("."):
             inner = inner.get(name) if isinstance(inner, Mapping) else None
-        if isinstance(inner, str) and inner and not inner.startswith("$"):
+        if isinstance(inner, str) and inner:
             found[field] = inner
     return found
 

@@ -22,7 +22,9 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _HOSTS = re.compile(r"(?:[\w.%~-]*|\[[^\]@]*\])(?::\d*)?(?:,(?:[\w.%~-]*|\[[^\]@]*\])(?::\d*)?)*")
 _BAD_PERCENT = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _CONTROL = re.compile(r"[\x00-\x20\x7f]")
-_PLACEHOLDER = re.compile(r"\[[^\]]*\]|<[^>]*>|\*{3,}|•{3,}|\$\{?\w+\}?|\{\{?[^}]*\}?\}|YOUR[-_ ]?PASSWORD", re.I)
+_PLACEHOLDER = re.compile(
+    r"\[[^\]]*\]|<[^>]*>|\*{3,}|•{3,}|(?-i:\$\{?[A-Z_][A-Z0-9_]*\}?)|\{\{?[^}]*\}?\}|YOUR[-_ ]?PASSWORD", re.I
+)
 _PATH = re.compile(r"(?:/[\w.%~-]*)*")
 _NAME = re.compile(r"(?:amp;)?[A-Za-z_][\w.-]{0,40}", re.ASCII)
 """Of a parameter."""
@@ -203,7 +205,8 @@ def _user(found: Split, start: int, at: int) -> None:
     if colon < 0:
         return
     if _PLACEHOLDER.fullmatch(found.text, colon + 1, at):
-        found.wrong("this is a placeholder", colon + 1, at, "put the password in its place")
+        hint = "put the password in its place; if it is really that, escape its first character"
+        found.wrong("this is a placeholder", colon + 1, at, hint)
     password = decoded(found, colon + 1, at, "the password")
     found.password = password if password.value else None
 
