@@ -134,6 +134,17 @@ def test_more_rows_than_one_run_takes_come_with_the_next_ones(shop: Shop) -> Non
     assert sorted(found, key=int) == [*map(str, range(1, 31)), "99"]
 
 
+def test_another_table_begins_anew(shop: Shop) -> None:
+    shop.add((1, "2026-01-01 00:00:00"), (2, "2026-01-01 00:10:00"))
+    trial = shop.watch(late=0)
+    told(trial)
+    told(trial)
+    shop.do("CREATE TABLE parts (id INTEGER PRIMARY KEY, at TEXT, v)")
+    shop.do("INSERT INTO parts VALUES (7, '2025-01-01 00:00:00', 0)")
+    trial.args["table"] = "parts"
+    assert told(trial) == [("new", "7")]
+
+
 def test_a_number_as_cursor_and_two_columns_as_key(shop: Shop) -> None:
     shop.do("CREATE TABLE lines (number INTEGER, part TEXT, id INTEGER, PRIMARY KEY (number, part))")
     shop.do("INSERT INTO lines VALUES (1, 'a', 9)")

@@ -79,7 +79,10 @@ def main(
     """
     client = mongo.sync(database, tz_aware=True, datetime_conversion="DATETIME_AUTO", serverSelectionTimeoutMS=10_000)
     source = Collection(client[db] if db else client.get_default_database(), collection, match or {})
+    of = [source.database.name, collection]
     state = get_state() or {}
+    if state.get("of") != of:
+        state = {"of": of}  # another collection: what was reached there says nothing here
     said = client.admin.command("hello")
     streams = "setName" in said or said.get("msg") == "isdbgrid"
     if mode == "stream" and not streams:
@@ -100,8 +103,11 @@ def streamed(
 
     if since is None or "token" not in state:
         token, place = source.start()
-        if "token" not in state:
-            set_state({"token": token, "at": place})
+        if state.get("there"):
+            source.must_exist()
+        there = source.exists()
+        if "token" not in state or state["there"] != there:
+            set_state({"token": token, "at": place, **state, "there": there})
         return source.everything(first, place)
     try:
         touched, read, token, place = source.events(state["token"], limit, inserts_only=first is not None)
@@ -114,19 +120,19 @@ def streamed(
                 "told. `watcher state reset` begins anew from now; a larger oplog or a shorter `every` prevents it"
             ) from None
         gap(f"the resume token fell out of the oplog: {source.name} was compared as a whole instead")
-        return compared(source, since)
+        return compared(source, state, since)
     if token is None:
         source.must_exist()
         gap(f"the collection {source.name} was dropped or renamed, and made anew: it was compared as a whole")
-        return compared(source, since)
+        return compared(source, state, since)
     if read or (token != state["token"] and Decimal(place) > Decimal(state["at"]) + FRESH):
-        set_state({"token": token, "at": place})
+        set_state({**state, "token": token, "at": place, "there": True})
     return source.by_id({id: max(at, since, key=Decimal) for id, at in touched.items()})
 
 
-def compared(source: Collection, since: str) -> list[Document]:
+def compared(source: Collection, state: dict[str, Any], since: str) -> list[Document]:
     token, place = source.start()
-    set_state({"token": token, "at": place})
+    set_state({**state, "token": token, "at": place, "there": True})
     return source.everything(None, max(since, place, key=Decimal))
 
 
@@ -137,8 +143,11 @@ class Collection:
         self.database, self.name, self.match = database, name, dict(match)
         self.documents = database[name]
 
+    def exists(self) -> bool:
+        return bool(list(self.database.list_collections(filter={"name": self.name})))
+
     def must_exist(self) -> None:
-        if not list(self.database.list_collections(filter={"name": self.name})):
+        if not self.exists():
             raise LookupError(
                 f"there is no collection {self.name!r} anymore: it was dropped or renamed. Nothing is forgotten: it "
                 "goes on when there is one again"
@@ -278,7 +287,7 @@ def polled(
     if not more and mark[1] is not None and mark[1] != marks[-1][1]:
         close = len(marks) > 1 and marks[-1][0] - marks[-2][0] < late / MARKS
         marks = [*(marks[:-1] if close else marks), mark]
-    following = {"from": state.get("from", json_util.dumps(low)), "marks": json_util.dumps(marks)}
+    following = {"of": state["of"], "from": state.get("from", json_util.dumps(low)), "marks": json_util.dumps(marks)}
     if scan:
         following["scan"] = json_util.dumps(scan)
     if not known or marks[-1] != known[-1] or following.get("scan") != state.get("scan"):

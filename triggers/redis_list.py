@@ -54,10 +54,12 @@ def main(
         limit: elements of one run.
     """
     client = redis.sync(database, decode_responses=False, socket_timeout=30, socket_connect_timeout=10)
+    if type(client).__module__.startswith("upstash"):
+        raise ValueError("Upstash's REST does not do it in one step: name its other URL, rediss://…, as `database`")
     prefix = f"{list}:{name}"
     state = get_state()
-    if state is None:
-        set_state({"turn": int(client.get(f"{prefix}:turn") or 0), "count": 0})
+    if state is None or state["of"] != prefix:
+        set_state({"of": prefix, "turn": int(client.get(f"{prefix}:turn") or 0), "count": 0})
         return []
     before, turn = state["turn"], state["turn"] + 1
     keys = [list, f"{prefix}:turn", f"{prefix}:{before}", f"{prefix}:{turn}"]
@@ -68,7 +70,7 @@ def main(
             "back, `watcher state reset` takes what waits and goes on from there"
         )
     if taken:
-        set_state({"turn": turn, "count": len(taken)})
+        set_state({"of": prefix, "turn": turn, "count": len(taken)})
     return [{"id": f"{turn}-{n}", "list": list, "value": as_json(value, parse)} for n, value in enumerate(taken)]
 
 

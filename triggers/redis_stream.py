@@ -56,8 +56,13 @@ def main(
         limit: entries of one run; what is more comes with the next ones.
     """
     client = redis.sync(database, decode_responses=False, socket_timeout=30, socket_connect_timeout=10)
+    if type(client).__module__.startswith("upstash"):
+        raise ValueError("Upstash's REST does not do it in one step: name its other URL, rediss://…, as `database`")
     source = Stream(client, stream)
+    of = [stream, group]
     state = get_state()
+    if state is not None and state["of"] != of:
+        state = None  # another stream or group: what was reached there says nothing here
     if group is not None:
         return grouped(source, state, group, consumer, claim, limit, since)
     if state is None or since is None:
@@ -72,8 +77,11 @@ def beginning(source: Stream, state: dict[str, Any] | None, first: int | None) -
         raise source.gone()
     if len(entries) > MOST:
         raise ValueError(f"there are more than {MOST:,} entries: `first = 1000` looks at only so many, the newest")
+    if state and facts and first is None and facts["added"] and facts["added"] > state["added"] + len(entries):
+        missed = facts["added"] - state["added"] - len(entries)
+        gap(f"{missed} entries of the stream {source.name} were trimmed or deleted before they were read")
     last = entries[-1]["id"] if entries else state["last"] if state else None
-    following = {"last": last, "added": facts["added"] if facts else 0, "read": 0}
+    following = {"of": [source.name, None], "last": last, "added": facts["added"] if facts else 0, "read": 0}
     if following != state:
         set_state(following)
     return entries
@@ -100,8 +108,10 @@ def going_on(source: Stream, state: dict[str, Any], limit: int, since: str) -> l
         gap(f"entries of the stream {source.name} were trimmed: some may not have been read before")
     if new or (facts["added"] or 0) != state["added"] + state["read"]:
         last = entries[-1]["id"] if entries else state["last"]
-        caught_up = {"last": last, "added": facts["added"] or 0, "read": 0}
-        set_state({"last": last, "added": state["added"], "read": read} if more and not anew else caught_up)
+        counted = (
+            {"added": state["added"], "read": read} if more and not anew else {"added": facts["added"] or 0, "read": 0}
+        )
+        set_state({"of": state["of"], "last": last, **counted})
     return raised(entries, since)
 
 
@@ -111,7 +121,7 @@ def grouped(
     """What Redis hands out, and what it handed out before and is not acknowledged."""
     if state is None:
         source.make(group, whole=False)
-        set_state({"unacknowledged": [], "lost": 0})
+        set_state({"of": [source.name, group], "unacknowledged": [], "lost": 0})
         return []
     if source.make(group, whole=True):
         gap(f"the group {group} was gone, or the whole stream {source.name}: it is read from its beginning again")
@@ -132,7 +142,7 @@ def grouped(
         )
     if lost and lost != state["lost"]:
         gap(f"{lost} entries of the stream {source.name} were trimmed before the group {group} had read them")
-    following = {"unacknowledged": [entry["id"] for entry in entries] + dead, "lost": lost}
+    following = {"of": state["of"], "unacknowledged": [entry["id"] for entry in entries] + dead, "lost": lost}
     if following["unacknowledged"] or lost != state["lost"]:
         set_state(following)
     return raised(entries, since)

@@ -82,9 +82,13 @@ def main(
         limit: rows of one run; what is more comes with the next ones.
         seconds: what one statement may take.
     """
+    if first is not None and cursor is None:
+        raise ValueError("`first` needs a `cursor`: without one there is no newest row")
     with opened(database, seconds) as connection:
         source = Source(connection, table, query, primary_key, cursor)
         state = get_state() or {}
+        if state.get("of") != source.of:
+            state = {}  # another table or column: what was reached there says nothing here
         if source.by_transaction:
             return transactions(source, state, since, limit)
         if cursor is None:
@@ -108,6 +112,8 @@ def dated(
     if settled and not whole:
         marks = marks[marks.index(settled[-1]) :]
         low = marks[0][1]
+    if since is not None and low is not None and above(low, since):
+        low = since  # the watcher's own `lookback` reaches further
     scan = {} if whole else state.get("scan") or {}
     rows, more = source.rows(low, scan.get("after"), MOST if whole else limit)
     if whole and more:
@@ -128,13 +134,23 @@ def dated(
         if mark[1] is not None and mark[1] != marks[-1][1]:
             close = len(marks) > 1 and marks[-1][0] - marks[-2][0] < late / MARKS
             marks = [*(marks[:-1] if close else marks), mark]
-    following_state = {"from": state.get("from", low), "marks": marks, **({"scan": scan} if scan else {})}
+    if not state and rows and isinstance(rank(mark[1]), datetime):
+        marks = [[0, reaching_back(rows, mark[1], late), 0], marks[-1]]
+    following_state = {"of": source.of, "from": state.get("from", low), "marks": marks} | (
+        {"scan": scan} if scan else {}
+    )
     if not state or following_state["marks"][-1] != state["marks"][-1] or scan != state.get("scan", {}):
         set_state(following_state)
     for row in rows:
         if since is not None and row.cursor is not None and not above(row.cursor, since):
             row.cursor = since  # it came late: the last run was further already
     return rows
+
+
+def reaching_back(rows: list[Row], mark: Any, late: float) -> Any:
+    """The first cursor that is not older than so many seconds before the mark."""
+    earliest = rank(mark) - timedelta(seconds=late)
+    return next(row.cursor for row in rows if row.cursor is not None and rank(row.cursor) >= earliest)
 
 
 def transactions(source: Source, state: dict[str, Any], since: Any, limit: int) -> list[Row]:
@@ -148,7 +164,7 @@ def transactions(source: Source, state: dict[str, Any], since: Any, limit: int) 
         raise ValueError(f"there are more than {MOST:,} rows: name a `cursor`, or select fewer with `query`")
     top = scan.get("horizon", horizon)
     scan = {"after": [bare(value) for value in rows[-1].place], "horizon": top} if more else {}
-    following_state = {"system": system, **({"scan": scan} if scan else {})}
+    following_state = {"of": source.of, "system": system} | ({"scan": scan} if scan else {})
     if following_state != state:
         set_state(following_state)
     for row in rows:
@@ -196,6 +212,7 @@ class Source:
                 raise LookupError(f"{self.what} has no column {name!r}: it has {', '.join(self.names)}")
         self.keys = [self.column(name) for name in keys]
         self.key_names = list(keys)
+        self.of = [table or query, cursor]
         self.cursor_name = cursor
         self.by_transaction = bool(self.kind == "postgresql" and table and cursor is None and self._has_xmin())
         self.order: Any = self._transaction() if self.by_transaction else self.column(cursor) if cursor else None

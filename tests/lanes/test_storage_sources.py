@@ -24,7 +24,7 @@ from tests.conftest import NOW
 from tests.support.postgres import Postgres
 from tests.support.running import Bench, running
 from tests.support.servers import PASSWORD, Azurite, MariaDB, MongoDB, Redis, SeaweedFS, serving
-from tests.support.service import ROOT
+from tests.support.service import ROOT, Service
 from watcher.scripts import builtins
 from watcher.store.db import Database
 from watcher.values import MaxChange
@@ -227,6 +227,24 @@ async def test_postgresql_by_transaction_in_pieces_loses_nothing(watch: Watch, p
     for _ in range(12):
         found += await watch.run()
     assert sorted(found, key=lambda it: int(it[1])) == [("new", str(n)) for n in [*range(1, 36), 100]]
+
+
+async def test_a_role_that_may_only_read(watch: Watch, postgres: Postgres, postgres_shop: Shop) -> None:
+    shop = postgres_shop
+    role = "reader_" + shop.url.rpartition("/")[2].partition("?")[0]
+    shop.do(f"CREATE ROLE {role} LOGIN PASSWORD '{PASSWORD}'")
+    shop.do(f"GRANT SELECT ON orders TO {role}")
+    known = psycopg.conninfo.conninfo_to_dict(shop.url)
+    resource = {"host": known["host"], "dbname": known["dbname"], "user": role, "password": PASSWORD}
+    watch.set("sql", database=resource, table="orders")
+    await watch.run()
+    watch.set("sql", database=resource, table="orders", cursor="id")
+    await watch.run()
+    shop.add(1)
+    assert await watch.run() == [("new", "1")]
+    shop.do(f"DROP OWNED BY {role}")
+    assert "permission denied for table orders" in await watch.fails()
+    shop.do(f"DROP ROLE {role}")
 
 
 async def test_what_postgresql_knows_becomes_json(watch: Watch, postgres_shop: Shop) -> None:
@@ -492,7 +510,7 @@ def standalone() -> Iterator[MongoDB]:
 
 
 def url_of(server: MongoDB, collection: Any) -> str:
-    return server.url + collection.database.name
+    return f"{server.url}{collection.database.name}"
 
 
 async def test_the_change_stream_tells_each_document_once(watch: Watch, mongodb: MongoDB, tickets: Any) -> None:
@@ -533,6 +551,8 @@ async def test_removals_are_found_by_reading_the_whole_collection(watch: Watch, 
     tickets.delete_one({"_id": 1})
     tickets.insert_one({"_id": 3})
     assert sorted(await watch.run()) == [("new", "3"), ("removed", "1")]
+    tickets.drop()
+    assert "no collection 'tickets' anymore" in await watch.fails()
 
 
 async def test_a_token_that_fell_out_of_the_oplog_is_told_and_nothing_is_lost(watch: Watch, tmp_path: Path) -> None:
@@ -742,3 +762,35 @@ async def test_a_server_that_restarts_removes_nothing(watch: Watch, seaweedfs: S
     seaweedfs.start()
     s3_bucket.put("two", b"2")
     assert await watch.run() == [("new", s3_bucket.args["prefix"] + "two")]
+
+
+async def test_the_workspaces_own_storage(tmp_path: Path) -> None:
+    inbox = tmp_path / "objects" / "u" / "watcher" / "inbox"
+    inbox.mkdir(parents=True)
+    (inbox / "old.csv").write_text("1")
+    service = Service(
+        tmp_path,
+        """database = "sqlite:///{where}/watcher.db"
+data = "{where}"
+[server]
+bind = "127.0.0.1:{port}"
+[flows.sink]
+url = "http://127.0.0.1:9/"
+[watchers.w]
+trigger = "s3_objects"
+every = "1s"
+flow = "sink"
+with = { prefix = "u/watcher/inbox/", pattern = "*.csv" }
+""",
+    )
+    service.start()
+    try:
+        await service.ready()
+        await service.event("run.committed")
+        (inbox / "new.csv").write_text("22")
+        assert (await service.event("run.committed", 2))["items"] == 1
+    finally:
+        service.kill()
+    with closing(sqlite3.connect(tmp_path / "watcher.db")) as connection:
+        ((key, payload),) = connection.execute("SELECT key, payload FROM item")
+    assert (key, json.loads(payload)["item"]["size"]) == ("u/watcher/inbox/new.csv", 2)
