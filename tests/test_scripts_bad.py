@@ -370,13 +370,13 @@ async def test_the_processor_limit_counts_one_run_not_the_worker_s_life(scripts:
         """
         import time
         def main():
-            end = time.process_time() + 0.6
+            end = time.process_time() + 0.4
             while time.process_time() < end: pass
             return []
         """,
     )
-    for _ in range(6):
-        await scripts.call(Call(script, cpu_limit=timedelta(seconds=2)), FakeHost())
+    for _ in range(4):
+        await scripts.call(Call(script, cpu_limit=timedelta(seconds=1)), FakeHost())
 
 
 async def test_a_gigabyte_of_output_is_drained_and_its_end_kept(scripts: Scripts, tmp_path: Path) -> None:

@@ -241,7 +241,7 @@ async def test_the_ticks_of_others_are_not_late(tmp_path: Path, hog: str) -> Non
         await pid(scripts, good)
         hogs = [
             asyncio.create_task(
-                scripts.call(Call(script, timeout=timedelta(seconds=3)), FakeHost(variables={"x": "y"}))
+                scripts.call(Call(script, timeout=timedelta(seconds=1.5)), FakeHost(variables={"x": "y"}))
             )
             for _ in range(2)
         ]

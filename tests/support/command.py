@@ -78,6 +78,16 @@ class Process:
         self._line.close()  # which ends the process, if it still runs
 
 
+def anew(
+    arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], stdout: IO[Any], stderr: IO[Any]
+) -> subprocess.Popen[bytes]:
+    """The same in a Python that starts for it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "watcher", *arguments],
+        cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=stdout, stderr=stderr, start_new_session=True,
+    )  # fmt: skip
+
+
 def run(
     arguments: Sequence[str], *, cwd: Path, env: Mapping[str, str], given: str = "", timeout: float = 60
 ) -> subprocess.CompletedProcess[str]:

@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -35,7 +36,7 @@ class Service:
     config: str
     port: int = field(default_factory=free_port)
     environ: Mapping[str, str] = field(default_factory=dict)
-    process: command.Process | None = None
+    process: command.Process | subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
@@ -50,7 +51,7 @@ class Service:
         draft.replace(file)
         return file
 
-    def start(self, **environ: str) -> command.Process:
+    def start(self, **environ: str) -> command.Process | subprocess.Popen[bytes]:
         file = self.write()
         environment = {
             "PATH": os.environ["PATH"],
@@ -60,13 +61,11 @@ class Service:
             "WATCHER_LOGGING__FORMAT": "json",
         }
         with (self.where / "service.log").open("ab") as log:
-            self.process = command.Process(
-                ["serve", "--config", str(file)],
-                cwd=self.where,
-                env={**environment, **self.environ, **environ},
-                stdout=log,
-                stderr=log,
-            )
+            environment |= {**self.environ, **environ}
+            # What is loaded before a program starts takes a program that starts anew.
+            start = command.Process if "LD_PRELOAD" not in environment else command.anew
+            arguments = ["serve", "--config", str(file)]
+            self.process = start(arguments, cwd=self.where, env=environment, stdout=log, stderr=log)
         return self.process
 
     async def ready(self, seconds: float = 60) -> None:
