@@ -278,6 +278,24 @@ async def test_resources_and_variables(scripts: Scripts, tmp_path: Path) -> None
     assert (await scripts.call(Call(script), host)).entries[0].key == "ht"
 
 
+async def test_a_resource_may_be_awaited_as_everything_else_in_an_async_main(scripts: Scripts, tmp_path: Path) -> None:
+    script = write(
+        tmp_path,
+        """
+        import json
+        from watcher import get_resource
+
+        async def main():
+            found = await get_resource("u/a/db")
+            return [{"id": json.dumps(found), "host": found["host"]}]
+        """,
+    )
+    host = FakeHost(resources={"u/a/db": {"host": "h"}})
+    assert [entry.item for entry in (await scripts.call(Call(script), host)).entries] == [
+        {"id": '{"host": "h"}', "host": "h"}
+    ]
+
+
 async def test_the_state_of_another_path_is_read_as_a_resource(scripts: Scripts, tmp_path: Path) -> None:
     script = write(
         tmp_path,

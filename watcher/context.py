@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -279,9 +279,17 @@ def get_state_path() -> str:
     return current().state_path
 
 
-def get_resource(path: str) -> Json:
-    """The value of the resource at a path, references in it resolved."""
-    return current().get_resource(path)
+def get_resource(path: str) -> Any:
+    """The value of the resource at a path, references in it resolved. An object may be awaited too, for those who write
+    ``await`` before everything that comes from elsewhere."""
+    value = current().get_resource(path)
+    return _Object(value) if isinstance(value, dict) else value
+
+
+class _Object(dict[str, Any]):
+    def __await__(self) -> Generator[Any, None, dict[str, Any]]:
+        return self
+        yield
 
 
 def get_variable(path: str) -> str:

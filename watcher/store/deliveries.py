@@ -3,7 +3,7 @@
 # ruff: noqa: S608  the SQL is our own text; what comes from outside goes as a parameter
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, MutableSequence, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import chain
@@ -169,7 +169,7 @@ async def claim(
     rows = (await run_sql(tx, _CLAIM + ("FOR UPDATE OF delivery SKIP LOCKED" if is_postgres(tx) else ""),
                           (flow, micros(now), limit))).all()  # fmt: skip
     lost: dict[int, str] = {}
-    taken: list[Delivery] = []
+    taken: MutableSequence[Delivery] = []
     suspected = False
     for row in rows:
         starts, sha256, found = _read(row)
@@ -278,8 +278,8 @@ async def settle(tx: AsyncConnection, token: str, settlements: Sequence[Settleme
     held = await _held(tx, token, [s.delivery.seq for s in settlements])
     kept = [s for s in settlements if s.delivery.seq in held]
     # As few statements as can be, and none of them once per row: most outcomes of a group are alike.
-    alike: dict[tuple[Any, ...], list[int]] = {}
-    over: list[int] = []
+    alike: dict[tuple[Any, ...], MutableSequence[int]] = {}
+    over: MutableSequence[int] = []
     delivered: set[str] = set()
     stamp = micros(now)
     for s in kept:
