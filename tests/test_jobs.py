@@ -406,3 +406,20 @@ async def test_a_job_that_another_process_took_over_writes_nothing_more(bench: B
         job = await jobs.get(id)
     assert job is not None
     assert (job.status, job.owner, job.step) == (JobStatus.RUNNING, "another", 1)
+
+
+async def test_jobs_of_a_flow_take_turns_where_it_says_so(bench: Bench) -> None:
+    """Each then sees the state that the one before left; those of another flow do not wait for them."""
+    count = "from watcher import get_state, set_state\ndef main():\n    n = (get_state() or 0) + 1\n"
+    bench.flow("turns", count=f"{count}    __import__('time').sleep(0.1)\n    set_state(n)\n    return n\n")
+    bench.flow("other", other="def main(): return 'done'")
+    flows = {**bench.config.flows, "turns": replace(bench.config.flows["turns"], at_once=1)}
+    bench.config = replace(bench.config, flows=flows)
+    jobs, ids = bench.jobs(), [str(uuid4()) for _ in range(5)]
+    for id in ids:
+        await jobs.create(id, "turns", {})
+    await jobs.create(other := str(uuid4()), "other", {})
+    async with bench.serving(jobs):
+        assert (await bench.ended(jobs, other)).result == b'"done"'
+        results = [(await bench.ended(jobs, id)).result for id in ids]
+    assert results == [b"1", b"2", b"3", b"4", b"5"]

@@ -85,7 +85,7 @@ show([
 """
 
 
-@pytest.mark.parametrize("runtime", [node, pytest.param(on_deno, marks=pytest.mark.long)])
+@pytest.mark.parametrize("runtime", [on_deno, pytest.param(node, marks=pytest.mark.long)])
 async def test_resources_variables_and_jobs_in_typescript(here: Place, runtime: Any) -> None:
     said = (await runtime(SCRIPT, await here.job())).value
     await here.let_go()
@@ -153,7 +153,7 @@ show([wmill.get_state(), failure(lambda: wmill.set_state(1)), failure(lambda: wm
 """
     assert (await python(NEWEST, code, wrong)).value == [None, "401", "401", "401"]
     said = (
-        await node("show([await failure(() => named.getState()), await failure(() => named.setState(1))])", wrong)
+        await on_deno("show([await failure(() => named.getState()), await failure(() => named.setState(1))])", wrong)
     ).value
     assert all(said)
     elsewhere = {**env, "WM_WORKSPACE": "other"}

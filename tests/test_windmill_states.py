@@ -90,7 +90,7 @@ show([before === undefined, path, own]);
 """
 
 
-@pytest.mark.parametrize("runtime", [node, pytest.param(on_deno, marks=pytest.mark.long)])
+@pytest.mark.parametrize("runtime", [on_deno, pytest.param(node, marks=pytest.mark.long)])
 async def test_typescript_reads_and_writes_the_same_state(here: Place, runtime: Any) -> None:
     env = await here.job()
     said = await runtime(JAVASCRIPT.replace("VALUES", json.dumps(VALUES)), env)
@@ -163,7 +163,7 @@ async def test_a_job_that_fails_keeps_nothing_and_its_token_ends_with_it(here: P
     late = await python(NEWEST, "import wmill; wmill.set_state(3)", env)
     assert late.code == 1
     assert "409" in late.err
-    late = await node("show(await failure(() => named.getState()))", env)
+    late = await on_deno("show(await failure(() => named.getState()))", env)
     assert "superseded" in late.value
     with closing(sqlite3.connect(here.where / "watcher.db")) as db:
         stored = "".join(db.iterdump())
@@ -217,7 +217,7 @@ async def test_a_restart_in_the_middle_of_a_job_keeps_nothing_of_it(here: Place)
     said = await python(NEWEST, refused, env)
     assert (said.out.strip(), said.code) == ("null", 1)  # the client hides it when reading, not when writing
     assert "onnect" in said.err
-    assert "fetch failed" in (await node("show(await failure(() => named.setState(1)))", env)).value
+    assert "onnect" in (await on_deno("show(await failure(() => named.setState(1)))", env)).value
     here.service.start()
     await here.service.ready()
     said = await python(NEWEST, refused, env)

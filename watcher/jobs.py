@@ -59,6 +59,7 @@ class _Running:
     """One job that this process works on."""
 
     task: asyncio.Task[None]
+    path: str
     lost: bool = False  # another process took it over, or it was canceled
 
 
@@ -233,12 +234,24 @@ class Jobs:
             due = await job_store.next_due(tx, now)
         if due is None or due > now:
             return 0  # found out by a read: to look takes no write transaction
-        claimed = await self.db.write(partial(job_store.claim, owner=self.owner, limit=free, now=now, lease=LEASE))
+        claimed = await self.db.write(lambda tx: self._take(tx, free, now))
         for job in claimed:
             task = asyncio.create_task(self._run(job), name=f"job {job.id}")
-            self._running[job.id] = _Running(task)
+            self._running[job.id] = _Running(task, job.path)
             task.add_done_callback(partial(self._ended, job.id))
         return len(claimed)
+
+    async def _take(self, tx: Tx, free: int, now: datetime) -> Sequence[Job]:
+        """Claim what there is room for: of a flow no more than its ``at_once``."""
+        config, claim = self.config(), partial(job_store.claim, tx, self.owner, now=now, lease=LEASE)
+        most = config.scripts.workers
+        few = {name: flow.at_once for name, flow in config.flows.items() if flow.steps and flow.at_once < most}
+        taken = [*await claim(limit=free, without=few.keys())]
+        for path, at_once in few.items():
+            room = min(at_once - sum(job.path == path for job in self._running.values()), free - len(taken))
+            if room > 0:
+                taken += await claim(limit=room, only=path)
+        return taken
 
     def _ended(self, id: str, _: asyncio.Task[None]) -> None:
         self._running.pop(id, None)

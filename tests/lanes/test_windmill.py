@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -132,6 +133,14 @@ def found(where: Path) -> dict[str, Counter[str]]:
     return counts
 
 
+def eventually(condition: Callable[[], bool], seconds: float, service: Service) -> None:
+    """Wait for what the service does; if it does not, its log says why."""
+    try:
+        until(condition, seconds, "what the service was to do")
+    except AssertionError as error:
+        raise AssertionError(service.tail()) from error
+
+
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 def test_windmills_own_scripts_find_each_item_once_through_kills(tmp_path: Path) -> None:
@@ -171,7 +180,7 @@ def test_windmills_own_scripts_find_each_item_once_through_kills(tmp_path: Path)
                 tmp_path / "watcher.db", "SELECT 1 FROM delivery WHERE status = 0"
             )
 
-        until(all_found, 240, f"every row by every script: {service.tail()}")
+        eventually(all_found, 240, service)
         time.sleep(5)  # and what would come twice has time to
         for name, counts in found(tmp_path).items():
             by = by_name if name in ("new_names_ts", "new_stargazers_py") else wanted
@@ -212,6 +221,142 @@ def test_the_temperature_that_rose_or_fell(tmp_path: Path) -> None:
             service.kill()
         assert (told("increased"), told("decreased")) == (3, 2)
         assert json.loads(watcher(["state", "get", "temperature", "--json"], tmp_path)) is not None
+    finally:
+        service.kill()
+        receiver.close()
+        rows.close()
+
+
+NAIVE = """
+import json, sys
+from moment import main
+found = main(sys.argv[1])
+with open("results", "a") as results:
+    for row in found:
+        print(row["id"], file=results)
+"""
+ROUNDS = 4
+
+
+class Naive:
+    """Windmill's rule for states: what a script sets is stored at once, whatever becomes of what it returns."""
+
+    def __init__(self) -> None:
+        self.state: object = None
+        naive = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                missing = naive.state is None
+                value = naive.state if "interpolated" in self.path else {"value": naive.state, "resource_type": "state"}
+                self.answer(404 if missing else 200, json.dumps(value).encode())
+
+            def do_POST(self) -> None:
+                naive.state = json.loads(self.rfile.read(int(self.headers["content-length"])))["value"]
+                self.answer(201 if self.path.endswith("create") else 200, b"ok")
+
+            def answer(self, status: int, body: bytes) -> None:
+                self.send_response(status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = Quiet(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        self.env = {
+            "PATH": os.environ["PATH"], "WM_TOKEN": "t", "WM_WORKSPACE": "main", "WM_STATE_PATH": "f/moment/user",
+            "BASE_INTERNAL_URL": f"http://127.0.0.1:{self.server.server_port}",
+        }  # fmt: skip
+
+    def run(self, where: Path, url: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen([sys.executable, "-c", NAIVE, url], cwd=where, env=self.env)
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_kill_between_set_state_and_return_loses_items_naively_and_none_here(tmp_path: Path) -> None:
+    rows, receiver, naive = Rows(), Receiver(tmp_path), Naive()
+    there = tmp_path / "naive"
+    there.mkdir()
+    shutil.copy(SCRIPTS / "moment.py", there)
+    table = WATCHER.format(name="moment", file="moment.py", every="500ms", args=f'url = "{rows.base}/items"')
+    service = staged(tmp_path, rows, receiver, [table])
+    try:
+        for _ in range(ROUNDS):
+            rows.grow(3)
+            worker = naive.run(there, f"{rows.base}/items")
+            until((there / "between").exists, 60, "the naive run sets its state", every=0.005)
+            worker.kill()
+            worker.wait()
+            (there / "between").unlink()
+            assert naive.run(there, f"{rows.base}/items").wait(60) == 0  # as a restarted job is: it sees the new state
+            service.start(**NETWORK)
+            until((tmp_path / "between").exists, 60, service.tail(), every=0.005)
+            service.kill()
+            (tmp_path / "between").unlink()
+        service.start(**NETWORK)
+        eventually(lambda: len(found(tmp_path).get("moment", ())) == len(rows.rows), 60, service)
+        results = (there / "results").read_text().split() if (there / "results").exists() else []
+        assert (len(rows.rows), len(results)) == (3 * ROUNDS, 0)  # naively: every item of every killed run is lost
+        assert found(tmp_path)["moment"] == Counter(str(row["id"]) for row in rows.rows)  # here: each of them, once
+    finally:
+        service.kill()
+        receiver.close()
+        rows.close()
+        naive.close()
+
+
+SINGER = """
+[watchers.tap]
+trigger = "singer"
+every = "1s"
+flow = "sink"
+first_run = "all"
+timeout = "90s"
+
+[watchers.tap.with]
+tap = "tap-rest-api-msdk"
+requirements = ["tap-rest-api-msdk==1.4.2", "setuptools<80"]
+
+[watchers.tap.with.config]
+api_url = "{base}"
+
+[[watchers.tap.with.config.streams]]
+name = "orders"
+path = "/items"
+records_path = "$[*]"
+primary_keys = ["id"]
+replication_key = "id"
+num_inference_records = 10
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_a_singer_tap_finds_each_record_once_through_kills(tmp_path: Path) -> None:
+    dice = random.Random(int(os.environ.get("WATCHER_SEED", time.time_ns() % 1_000_000)))
+    rows, receiver = Rows(), Receiver(tmp_path)
+    rows.grow(3)
+    service = staged(tmp_path, rows, receiver, [SINGER.format(base=rows.base)])
+    try:
+        for _ in range(3):
+            service.start(**NETWORK)
+            assert service.ready(60), service.tail()
+            rows.grow(2)
+            time.sleep(dice.uniform(2, 8))  # the moment of the kill is what is random here
+            service.kill()
+        service.start(**NETWORK)
+        wanted = {f"orders/{row['id']}" for row in rows.rows}
+        eventually(lambda: len(found(tmp_path).get("tap", ())) >= len(wanted), 120, service)
+        assert found(tmp_path)["tap"] == Counter(wanted)
     finally:
         service.kill()
         receiver.close()

@@ -65,10 +65,10 @@ def read(
 
 
 async def check(config: Config, scripts: Scripts) -> list[str]:
-    """Hold each watcher against its script: its arguments, and what needs a cursor. Answers warnings.
+    """Hold each watcher against its script: its arguments, and what needs a cursor; load each step. Answers warnings.
 
-    Raises ConfigError with all mistakes. Scripts are loaded, in their worker processes; none is run. A watcher that
-    is switched off only warns: what its trigger needs may not be installed yet.
+    Raises ConfigError with all mistakes. Scripts are loaded, in their worker processes, and what they import is
+    fetched; none is run. A watcher that is switched off only warns: what its trigger needs may not be installed yet.
     """
     problems: list[Problem] = []
     warnings: list[str] = []
@@ -78,6 +78,9 @@ async def check(config: Config, scripts: Scripts) -> list[str]:
             problems += found
         else:
             warnings += [f"{dotted(p.loc)}: {p.message}" + (f" ({p.hint})" if p.hint else "") for p in found]
+    for flow in config.flows.values():
+        if flow.enabled:
+            problems += await arguments.step_mistakes(flow, scripts)
     if problems:
         raise ConfigError(locate(problems, gather(config.file, {}, None) if config.file else Sources(None)))
     return warnings

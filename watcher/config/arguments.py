@@ -9,7 +9,7 @@ from watcher.config.build import near
 from watcher.config.sources import Problem, leaves, reference
 from watcher.errors import TriggerError
 from watcher.scripts import Described, Scripts
-from watcher.values import Watcher
+from watcher.values import Flow, Watcher
 
 
 async def mistakes(watcher: Watcher, scripts: Scripts) -> list[Problem]:
@@ -21,6 +21,17 @@ async def mistakes(watcher: Watcher, scripts: Scripts) -> list[Problem]:
         return [Problem((*at, "trigger"), str(error))]
     found = [*_cursor(watcher, script), *_names(watcher, script)]
     return found or await _types(watcher, scripts)
+
+
+async def step_mistakes(flow: Flow, scripts: Scripts) -> list[Problem]:
+    """Why steps of a local flow could not be run: they are loaded, and what they import is fetched."""
+    found = []
+    for index, step in enumerate(flow.steps):
+        try:
+            await scripts.describe(step)
+        except TriggerError as error:
+            found.append(Problem(("flows", flow.name, "steps", index), str(error)))
+    return found
 
 
 def _cursor(watcher: Watcher, script: Described) -> Iterator[Problem]:

@@ -85,13 +85,27 @@ def _is_due(now: datetime) -> Any:
     return or_(job.c.lease_until.is_(None), job.c.lease_until <= now)
 
 
-async def claim(tx: AsyncConnection, owner: str, *, limit: int, now: datetime, lease: timedelta) -> Sequence[Job]:
-    """Take up to ``limit`` jobs, oldest first: queued ones, and running ones whose owner let the lease run out."""
+async def claim(
+    tx: AsyncConnection,
+    owner: str,
+    *,
+    limit: int,
+    now: datetime,
+    lease: timedelta,
+    only: str | None = None,
+    without: Collection[str] = (),
+) -> Sequence[Job]:
+    """Take up to ``limit`` jobs, oldest first: queued ones, and running ones whose owner let the lease run out.
+
+    ``only`` those of one path, and none of the paths in ``without``.
+    """
     j = job.c
+    these = [j.path == only] if only is not None else [j.path.not_in(sorted(without))] if without else []
     abandoned = and_(j.status == JobStatus.RUNNING.value, j.lease_until <= now)
     free = (
         select(j.id)
         .where(or_(and_(j.status == JobStatus.QUEUED.value, _is_due(now)), abandoned))
+        .where(*these)
         .order_by(j.created_at, j.id)
         .limit(limit)
         .with_for_update(skip_locked=True)
