@@ -201,6 +201,11 @@ BAD = {
     ),
     "a resource that is no path": Bad(GOOD + '[storage]\nkind = "s3"\nresource = ¶"bucket"\n', "is not a path"),
     "a folder that is a file": Bad(GOOD + '[storage]\npath = ¶"/dev/null/x"\n', "is a file, not a directory"),
+    "a folder around everything": Bad(GOOD + '[storage]\npath = ¶"."\n', "the service's own files", "directory"),
+    "a folder in a folder": Bad(
+        GOOD + '[storage]\npath = ¶"files"\n[storage.secondary.archive]\npath = "files/old"\n',
+        "holds the storage archive",
+    ),
     "no storage, but public": Bad(GOOD + '[storage]\nkind = "none"\n¶public = true\n', "no storage", "remove"),
     "a rule that allows what there is not": Bad(
         GOOD + '[storage]\npermissions = [{ pattern = "**", allow = ¶"read,wirte" }]\n', "read, write, delete and list"

@@ -31,7 +31,23 @@ def build(builder: Builder, settings: model.Settings, data: Path) -> dict[str, v
     for name, table in primary.secondary.items():
         where: Loc = (*loc, "secondary", name)
         built[name] = _storage(builder, where, name, table, settings, None)
+    _apart(builder, built, data)
     return built
+
+
+def _apart(builder: Builder, built: dict[str, values.StorageSettings], data: Path) -> None:
+    """A folder holds objects alone: whoever may write all of them must not reach the service's own files through it,
+    nor another storage around that one's rules."""
+    file = builder.sources.file
+    for name, storage in built.items():
+        if storage.path is None:
+            continue
+        loc: Loc = ("storage", "path") if name == PRIMARY else ("storage", "secondary", name, "path")
+        if data.is_relative_to(storage.path) or (file is not None and file.absolute().is_relative_to(storage.path)):
+            builder.wrong(loc, "holds the service's own files", "give objects a directory of their own")
+        for other in built.values():
+            if other.path is not None and other.path != storage.path and other.path.is_relative_to(storage.path):
+                builder.wrong(loc, f"holds the storage {other.name} too", "put them side by side")
 
 
 def _storage(
