@@ -396,7 +396,7 @@ class Flow(Table):
     )  # fmt: skip
     """Total time for one attempt. Of a local flow: for each step, ten minutes when this is left out."""
     at_once: int = Field(default=_of(values.Flow, "at_once"), ge=1, le=10_000)
-    """Requests in flight to this flow."""
+    """Requests in flight to this flow; of a local flow, also the jobs that one service works on at once."""
     rate: Rate | None = None
     """Never more attempts than this in the span."""
     order: Literal["key", "watcher", "none"] = _of(values.Flow, "order")
