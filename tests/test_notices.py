@@ -228,3 +228,36 @@ async def test_a_fault_after_the_commit_does_not_say_that_nothing_was_changed(
     assert record.outcome == "failed"
     assert "what was found is committed and will be sent" in record.error
     assert await bench.keys() == ["2"]
+
+
+# --- runs that take longer than their interval ------------------------------------------------------------------------
+
+
+async def test_a_watcher_that_is_too_slow_is_told_of_when_it_is_so_twice_in_a_row(
+    sqlite_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = Mock()
+    monkeypatch.setattr("watcher.engine.embedded._log", logger)
+    slow = asyncio.Event()
+
+    class Runner:
+        async def run(self, name: str, *, tick_at: datetime) -> None:
+            await slow.wait()
+
+        def note_ticks(self, name: str, *, skipped: int) -> None: ...
+
+    engine = Embedded(Runner(), sqlite_db, lambda: NOW)  # type: ignore[arg-type]
+
+    async def run(skipped: int) -> list[str]:
+        slow.clear()
+        for _ in range(1 + skipped):
+            engine.tick(Tick("w", NOW))
+        await asyncio.sleep(0)
+        slow.set()
+        await engine.drain(5)
+        return [call.args[0] for call in logger.warning.call_args_list]
+
+    assert await run(1) == [], "a first run waits for its worker"
+    assert await run(0) == []
+    assert await run(1) == []
+    assert await run(2) == ["run.overran"]

@@ -40,6 +40,7 @@ class Embedded:
     _running: dict[str, asyncio.Task[Any]] = field(default_factory=dict)
     _told: dict[str, datetime] = field(default_factory=dict)
     _overrun: dict[str, int] = field(default_factory=dict)  # ticks that came while a run went on
+    _slow: set[str] = field(default_factory=set)  # watchers whose last run took longer than their interval
     _unstored: dict[str, str] = field(
         default_factory=dict
     )  # watchers whose last run the database did not take, and why
@@ -61,8 +62,12 @@ class Embedded:
         self._running.pop(name, None)
         skipped = self._overrun.pop(name, 0)
         if not skipped:
+            self._slow.discard(name)
             return
         self.runner.note_ticks(name, skipped=skipped)
+        if name not in self._slow:  # once is nothing: a first run waits for its worker to start
+            self._slow.add(name)
+            return
         now = self.clock()
         if now - self._told.get(name, now - TELL_EVERY) >= TELL_EVERY:
             # The run takes longer than the interval: the watcher is later than its schedule says.
