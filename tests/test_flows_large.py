@@ -157,7 +157,11 @@ async def _age(attic: Attic, by: timedelta) -> None:
 async def test_what_is_wanted_is_kept_however_old_and_damage_is_found(attic: Attic) -> None:
     key, orphan = await attic.stowage.state(b"[1]"), await attic.stowage.state(b"[2]")
     await _age(attic, 100 * DAY)
-    assert await attic.stowage.collect(STATES, DAY, {key}) == 1
+
+    async def wanted() -> set[str]:
+        return {key}
+
+    assert await attic.stowage.collect(STATES, DAY, wanted) == 1
     assert await attic.keys() == [key] != [orphan]
     assert await attic.stowage.whole(key) == b"[1]"
     await (await attic.objects.storage()).put(key, b"[3]")

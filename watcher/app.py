@@ -32,7 +32,7 @@ from watcher.http.sender import Sender
 from watcher.jobs import Jobs
 from watcher.notify import Notifier
 from watcher.objects import Objects
-from watcher.objects.stow import ITEMS, Stowage
+from watcher.objects.stow import ITEMS, STATES, UNWANTED, Stowage
 from watcher.operations import Operator
 from watcher.resolve import Resolver
 from watcher.run import Runner
@@ -49,6 +49,7 @@ from watcher.staging import Sessions
 from watcher.store import db as store_db
 from watcher.store import meta, migrate, retention
 from watcher.store import resources as resource_store
+from watcher.store import states as stored_states
 from watcher.store import tokens as token_store
 from watcher.store import variables as variable_store
 from watcher.store import watchers as watcher_store
@@ -119,6 +120,7 @@ class Runtime:
         self.stowage = Stowage(
             self.objects, self.clock, lambda: self.config.delivery.keep_dead, self._link if config.server else None
         )
+        self.db.attic = self.stowage
         self.fetcher = Fetcher(config.http, self.clock)
         stack.push_async_callback(self.fetcher.close)
         self.sessions = Sessions(self._reachable)
@@ -560,6 +562,7 @@ class Service:
             pass
         try:
             await self.runtime.stowage.collect(ITEMS, dead)
+            await self.runtime.stowage.collect(STATES, UNWANTED, lambda: stored_states.stowed(db))
         except ObjectsError as error:
             if error.kind != "no_storage":
                 _log.warning("collect.failed", error=str(error))

@@ -627,14 +627,16 @@ async def _load(op: Operator, name: str, version: int | None = None) -> Memory:
     if not await _stored(op, name):
         return Memory()
     async with op.db.read() as tx:
-        return await (state_store.load(tx, name) if version is None else state_store.version(tx, name, version))
+        memory = await (state_store.load(tx, name) if version is None else state_store.version(tx, name, version))
+    return await state_store.whole(op.db, memory)
 
 
 async def _put(op: Operator, name: str, memory: Memory, expected: int, note: str) -> Json:
     now = op.clock()
     keep = op.config().watchers[name].keep_history if name in op.config().watchers else 100
+    stored = await state_store.apart(op.db, memory)
     version = await op.db.write(
-        lambda tx: state_store.put(tx, name, memory, expected, now, run_id=None, note=note, keep=keep)
+        lambda tx: state_store.put(tx, name, stored, expected, now, run_id=None, note=note, keep=keep)
     )
     await _note(op, "state.set", name, note)
     return _memory(dataclasses.replace(memory, version=version))

@@ -323,7 +323,8 @@ class Runner:
             memory = await states.load(tx, name)
             history = [] if memory.version else await states.history(tx, name, 1)
             newest = history[0].version if history else memory.version
-            return _Before(status, memory, await meta.epoch(tx), newest)
+            epoch = await meta.epoch(tx)
+        return _Before(status, await states.whole(self._db, memory), epoch, newest)
 
     async def _look(
         self, watcher: Watcher, before: _Before, started: datetime, recording: Recording | None = None, **how: bool
@@ -565,6 +566,7 @@ class Runner:
     async def _write(self, proposal: Proposal, *, recovered: bool) -> RunRecord:
         """The one transaction. What quiet runs left goes along with it."""
         record = proposal.run
+        proposal = replace(proposal, memory=await states.apart(self._db, proposal.memory))
         failpoint("before_begin")
         done, _ = await asyncio.gather(
             self._db.write(lambda tx: runs.commit(tx, proposal)), self.flush(), return_exceptions=True

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 
 from watcher.errors import Damaged, StoreError, WatcherError
 from watcher.store import resources, states
-from watcher.values import UNSET, Config, Json, StagedState, Watcher
+from watcher.values import UNSET, Config, Json, Memory, StagedState, Watcher
 
 if TYPE_CHECKING:
     from watcher.resolve import Resolver
@@ -279,7 +279,8 @@ class States:
     async def _read(self, path: str, session: Session | None, followed: bool) -> Json:
         if (name := self.owner(path)) is not None:
             async with self._db.read() as tx:
-                return (await states.load(tx, name)).state
+                memory = await states.load(tx, name)
+            return (await states.whole(self._db, memory)).state
         if path in self._config().resources:
             return await self._resolver.resource(path) if followed else self._config().resources[path].value
         async with self._db.read() as tx:
@@ -310,10 +311,12 @@ class States:
 
     async def _remember(self, name: str, value: Json, note: str) -> None:
         now = self._clock()
+        new = await states.apart(self._db, Memory(state=value))
 
         async def put(tx: Tx) -> None:
             memory = await states.load(tx, name)
-            await states.put(tx, name, replace(memory, state=value), memory.version, now, note=note)
+            changed = replace(memory, state=new.state, state_at=new.state_at)
+            await states.put(tx, name, changed, memory.version, now, note=note)
 
         await self._db.write(put)
 

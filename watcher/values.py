@@ -287,6 +287,7 @@ class Memory:
     script: str = ""  # fingerprint of script and arguments: validators of another script prove nothing
     origin: Json = None  # the lowest cursor of the first run: what lies below was there before us
     policy: Mapping[str, Json] = field(default_factory=dict)  # label in force, and `first_run` at the baseline
+    state_at: str = ""  # as stored: the object that holds the state, when it is too large to stand here
 
 
 @dataclass(frozen=True, slots=True)

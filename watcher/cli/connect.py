@@ -132,10 +132,16 @@ async def _read_only(config: Config) -> Database | None:
 
 
 def _operator(config: Config, db: Database) -> Operator:
+    from watcher.objects import Objects
+    from watcher.objects.stow import Stowage
     from watcher.operations import Operator
+    from watcher.resolve import Resolver
     from watcher.secrets import load_key
 
-    return Operator(config=lambda: config, db=db, clock=now, key=load_key(os.environ, config.secret_key_file))
+    key = load_key(os.environ, config.secret_key_file)
+    objects = Objects(lambda: config, Resolver(lambda: config, db, key).resource)
+    db.attic = Stowage(objects, now, lambda: config.delivery.keep_dead)
+    return Operator(config=lambda: config, db=db, clock=now, key=key)
 
 
 def reading(config: Config, work: Callable[[Database], Awaitable[T]]) -> T:

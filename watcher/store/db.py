@@ -203,6 +203,7 @@ class Database:
         self.dialect = dialect_of(url)
         self.read_only = read_only
         self.commits = 0
+        self.attic: Any = None  # where states are that are too large; see `store.states`
         self._queue: asyncio.Queue[_Job | None] = asyncio.Queue(WAITING)
         self._task: asyncio.Task[None] | None = None
         if self.dialect == "sqlite":

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from watcher import ids
-from watcher.errors import Conflict, Damaged, StoreError
+from watcher.errors import Conflict, Damaged, ObjectsError, StoreError
 from watcher.store import checks, watchers
-from watcher.store.db import is_postgres
+from watcher.store.db import Database, is_postgres, run_sql
 from watcher.store.tables import seen, state, state_history
 from watcher.values import UNSET, Memory
+
+LARGE = 4 * 1024 * 1024
+"""Bytes of a state that stands in its row; a larger one becomes an object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +38,8 @@ def encode(memory: Memory) -> bytes:
     body = {f.name: getattr(memory, f.name) for f in fields(Memory) if f.name != "version"}
     if body["state"] is UNSET:
         del body["state"]
+    if not body["state_at"]:
+        del body["state_at"]
     return ids.canonical(_plain(body))
 
 
@@ -58,8 +63,67 @@ def _verified(name: str, version: int, body: bytes, sha256: bytes) -> Memory:
     return decode(version, body)
 
 
+# --- states that are too large to stand in a row ----------------------------------------------------------------------
+
+
+class Attic(Protocol):
+    """Where large states are; `watcher.objects.stow.Stowage`."""
+
+    async def state(self, body: bytes) -> str: ...
+
+    async def whole(self, key: str) -> bytes: ...
+
+
+async def whole(db: Database, memory: Memory) -> Memory:
+    """The memory with its state, wherever that is. Never call it in a transaction. Raises Damaged, StoreError."""
+    if not memory.state_at:
+        return memory
+    if db.attic is None:
+        raise StoreError("this state is kept in the object storage: ask the service, which can reach it")
+    try:
+        state = json.loads(await db.attic.whole(memory.state_at))
+    except ObjectsError as error:  # that it cannot be read is never that there is none
+        raise StoreError(f"a state that is kept in the object storage cannot be read: {error}") from error
+    return replace(memory, state=state, state_at="")
+
+
+async def apart(db: Database, memory: Memory) -> Memory:
+    """The memory as it is to be written: a state above `LARGE` is stowed first. Never call it in a transaction.
+
+    Raises StoreError when it cannot be, ValueError or TypeError when the state is not JSON.
+    """
+    if db.attic is None or memory.state is UNSET or isinstance(memory.state, int | float | bool | None):
+        return memory
+    body = ids.canonical(memory.state)
+    if len(body) <= LARGE:
+        return memory
+    try:
+        return replace(memory, state=UNSET, state_at=await db.attic.state(body))
+    except ObjectsError as error:
+        if error.kind == "no_storage":
+            return memory
+        raise StoreError(f"a state of {len(body)} bytes cannot be stored: {error}") from error
+
+
+async def stowed(db: Database) -> set[str]:
+    """The objects that any version of any memory speaks of."""
+    found: set[str] = set()
+    async with db.read() as tx:
+        has = "position(?::bytea in body)" if is_postgres(tx) else "instr(body, ?)"
+        for table in ("state", "state_history"):
+            rows = await run_sql(tx, f"SELECT body FROM {table} WHERE {has} > 0", (b'"state_at":',))  # noqa: S608
+            found |= {str(json.loads(body).get("state_at", "")) for body in rows.scalars()}
+    return found
+
+
+# --- one watcher's memory ---------------------------------------------------------------------------------------------
+
+
 async def load(tx: AsyncConnection, name: str) -> Memory:
-    """The newest memory; version 0 when nothing was ever committed. Raises Damaged, StoreError."""
+    """The newest memory as it is stored (see `whole`); version 0 when nothing was ever committed.
+
+    Raises Damaged, StoreError.
+    """
     number = await watchers.ident(tx, name)
     row = (await tx.execute(select(state).where(state.c.watcher_id == number))).first()
     return Memory() if row is None else _verified(name, row.version, row.body, row.sha256)
