@@ -299,6 +299,40 @@ async def test_references_that_lead_nowhere_or_in_a_circle_are_no_missing_resour
     assert json.loads(await here.api("GET", "resources/get_value/u/me/c")) == {"x": "$res:u/me/none"}
 
 
+async def test_circles_and_a_flipped_byte_are_errors_and_never_values_to_the_real_clients(here: Place) -> None:
+    env = await here.job()
+    made = """
+import wmill
+for path, value in (("u/me/a", "$res:u/me/b"), ("u/me/b", "$res:u/me/a"), ("u/me/c", "$res:u/me/none")):
+    wmill.set_resource(value={"x": value}, path=path, resource_type="any")
+wmill.set_variable("u/me/secret", "s3cr3t-s3cr3t", is_secret=True)
+show(1)
+"""
+    assert (await python(NEWEST, made, env)).value == 1
+    with closing(sqlite3.connect(here.where / "watcher.db", timeout=30)) as db:
+        stored = db.execute("SELECT value FROM variable WHERE path = 'u/me/secret'").fetchone()[0]
+        flipped = stored[:-6] + ("A" if stored[-6] != "A" else "B") + stored[-5:]
+        db.execute("UPDATE variable SET value = ? WHERE path = 'u/me/secret'", (flipped,))
+        db.commit()
+    asked = """
+import re, wmill
+def said(work):
+    try: return work()
+    except Exception as error: return re.search(r": (\\d+), (.*)", str(error)).groups()
+ask = [lambda: wmill.get_resource("u/me/a"), lambda: wmill.get_resource("u/me/c"),
+       lambda: wmill.get_variable("u/me/secret")]
+show([said(work) for work in ask])
+"""
+    circle, nowhere, broken = (await python(NEWEST, asked, env)).value
+    assert [circle[0], nowhere[0], broken[0]] == ["400", "400", "400"]  # a 404 would be taken for "there is none"
+    assert "circle" in circle[1]
+    assert "altered" in broken[1]
+    ts = """show([await failure(() => named.getResource("u/me/a", true)),
+                await failure(() => named.getVariable("u/me/secret"))])"""
+    assert all((await on_deno(ts, env)).value)
+    await here.let_go()
+
+
 async def test_a_plan_changes_nothing_even_by_a_client(here: Place) -> None:
     (here.where / "plain.py").write_text(
         "import json, os, urllib.request, urllib.error\n"
