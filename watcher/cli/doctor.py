@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import urlsplit
 
 from watcher import control
-from watcher.cli import connect
+from watcher.cli import connect, show
 from watcher.errors import ConfigError, WatcherError
 from watcher.values import Config, Flow, Json, StorageSettings
 
@@ -65,14 +65,17 @@ def fail(what: str, found: str, fix: str, exit_code: int = 1) -> Finding:
 
 def examine(given: Path | None) -> list[Finding]:
     """All findings, in the order in which to put things right."""
-    findings = [_sqlite(sqlite3.sqlite_version_info), _clock()]
+    findings = [_clock()]
     try:
         config = connect.load(given)
     except ConfigError as error:
         first = str(error).splitlines()[0]
         findings.append(fail("configuration", first, "`watcher check` shows every mistake with its place", 78))
         return findings
-    findings.append(ok("configuration", f"{config.file}: {len(config.watchers)} watchers, {len(config.flows)} flows"))
+    counts = f"{show.count(len(config.watchers), 'watcher')}, {show.count(len(config.flows), 'flow')}"
+    findings.append(ok("configuration", f"{config.file}: {counts}"))
+    if connect.sqlite_file(config.database):
+        findings.append(_sqlite(sqlite3.sqlite_version_info))
     findings += [_service(config), *_key_and_database(config), *_disk(config), *_tools()]
     return findings + _triggers(config) + asyncio.run(_outside(config))
 
@@ -289,7 +292,7 @@ async def _flow(flow: Flow) -> Finding:
             what, f"{where} did not answer within {_CONNECT_SECONDS:g} s", "a firewall? Deliveries wait meanwhile"
         )
     except OSError as error:
-        reason = error.strerror or "connection failed"
+        reason = os.strerror(error.errno) if error.errno else "connection failed"
         return warn(what, f"{where}: {reason}", "is it running? Deliveries wait and are retried meanwhile")
     writer.close()
     with contextlib.suppress(OSError):

@@ -315,6 +315,7 @@ def _short(error: BaseException) -> str:
     """The library's words without its wrapping."""
     inner = getattr(error, "os_error", None) or error
     text = getattr(inner, "strerror", None) or getattr(inner, "message", None) or str(inner) or type(inner).__name__
-    if str(text).startswith("Connect call failed") and getattr(inner, "errno", None):
-        text = os.strerror(inner.errno).lower()  # asyncio's words hide why
+    number = getattr(inner, "errno", None)
+    if number and str(text).startswith("Connect call failed"):
+        text = os.strerror(number).lower()  # asyncio's words hide why
     return str(text).splitlines()[0][:200].rstrip(": ")
