@@ -29,7 +29,7 @@ from watcher.scripts import builtins
 from watcher.store.db import Database
 from watcher.values import MaxChange
 
-pytestmark = [pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]  # the first test of a server may have to install it
 NUMBERS = itertools.count(1)
 
 
