@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import signal
 import sqlite3
 from collections.abc import AsyncIterator, Mapping
@@ -15,7 +16,7 @@ import pytest
 
 from tests.support import windmill
 from tests.support.service import free_port
-from tests.support.windmill import NPM, OLDER_NPM, OLDEST, VERSIONS, Place, on_deno, python
+from tests.support.windmill import NEWEST, NPM, OLDER_NPM, OLDEST, VERSIONS, Place, on_deno, python
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -429,3 +430,62 @@ async def test_a_client_that_does_not_wait_for_the_database_makes_its_job_fail(h
     ended = await here.let_go([{"id": 1}])
     assert ended["success"] is False
     assert "did not wait" in ended["result"]["error"]["message"]
+
+
+BUNNY = """
+[watchers.bunny]
+trigger = "./watch.bun.ts"
+cron = "0 0 29 2 *"
+flow = "sink"
+timeout = "100s"
+first_run = "all"
+"""
+BUN = """
+import { getState, setState } from "windmill-client";
+export async function main() {
+  const last: number = (await getState()) ?? 0;
+  await setState(last + 1);
+  return [{ id: last + 1, bun: typeof Bun }];
+}
+"""
+
+
+async def test_bun_runs_what_asks_for_it(tmp_path: Path) -> None:
+    path = f"{windmill.bun()}:{os.environ['PATH']}"
+    (tmp_path / "watch.bun.ts").write_text(BUN)
+    async with windmill.place(tmp_path, windmill.CONFIG + BUNNY, PATH=path, **windmill.network()) as here:
+        for _ in range(2):
+            id = await here.api("POST", "jobs/run/p/bunny", {})
+            await ended(here, id)
+        assert json.loads(await here.api("GET", "resources/get_value/f/watch/schedule-f-watchers-bunny")) == 2
+        with closing(sqlite3.connect(here.where / "watcher.db")) as db:
+            items = [json.loads(payload)["item"] for (payload,) in db.execute("SELECT payload FROM item ORDER BY seq")]
+        assert items == [{"id": 1, "bun": "object"}, {"id": 2, "bun": "object"}]
+
+
+async def ended(here: Place, id: str) -> None:
+    """Wait for a job of another process; there is nothing to await."""
+    for _ in range(3000):
+        maybe = json.loads(await here.api("GET", f"jobs_u/completed/get_result_maybe/{id}"))
+        if maybe["completed"]:
+            assert maybe["success"], maybe
+            return
+        await asyncio.sleep(0.05)
+    raise AssertionError(here.service.tail())
+
+
+@pytest.mark.parametrize(
+    ("environ", "why"),
+    [({"WATCHER_SECRET_KEY": "YW5vdGhlciBzZWNyZXQgb2YgMzIgYnl0ZXMgb2ssLi4="}, "another key"), ({}, "there is no key")],
+)
+async def test_a_service_without_the_right_key_does_not_start(
+    here: Place, environ: Mapping[str, str], why: str
+) -> None:
+    env = await here.job()
+    made = "import wmill; wmill.set_variable('u/me/secret', 's3cr3t-s3cr3t', is_secret=True); show(1)"
+    assert (await python(NEWEST, made, env)).value == 1
+    here.service.kill()
+    here.service.environ = {"FIXED_TOKEN": "x" * 10, **environ}
+    here.service.start()
+    assert await here.service.ended() != 0
+    assert why in here.service.tail()

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import json
 import os
+import platform
 import secrets
 import shutil
 import sqlite3
@@ -32,6 +33,7 @@ VERSIONS = (NEWEST, "1.460.0", "1.297.0")
 OLDEST = "1.60.0"
 """By its old endpoints: ``get`` instead of ``get_value_interpolated``, and all of `windmill_api` around it."""
 NPM = "1.818.0"
+BUN = "1.4.4"
 OLDER_NPM = ("1.623.0", "1.394.6", "1.339.1")
 
 CACHE = Path(os.environ.get("WATCHER_TEST_CACHE") or Path(__file__).parent.parent / ".cache")
@@ -75,6 +77,19 @@ def deno() -> str:
     return str(binary)
 
 
+def bun() -> Path:
+    """The folder of a bun binary, which npm has as a package and deno can install."""
+    package = f"@oven/bun-linux-{'aarch64' if platform.machine() == 'aarch64' else 'x64-baseline'}"
+    folder = CACHE / "bun"
+    if not folder.exists():
+        part = CACHE / f"bun.{os.getpid()}.part"
+        part.mkdir(parents=True)
+        (part / "package.json").write_text(json.dumps({"dependencies": {package: BUN}}))
+        _fetch([deno(), "install", "--quiet"], _deno_env(os.environ), cwd=part)
+        _settle(part, folder)
+    return folder / "node_modules" / package / "bin"
+
+
 def _deno_env(env: Mapping[str, str]) -> dict[str, str]:
     return {
         **_bare(env),
@@ -102,10 +117,10 @@ def _installer() -> list[str]:
     return [sys.executable, "-m", "pip", "install", "-q", "--no-input"]
 
 
-def _fetch(command: list[str], env: Mapping[str, str] | None = None) -> None:
+def _fetch(command: list[str], env: Mapping[str, str] | None = None, cwd: Path | None = None) -> None:
     """Have a package from its registry. Without one the test is skipped, and fails where CI=true promises it."""
     CACHE.mkdir(exist_ok=True)
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=env)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=env, cwd=cwd)
     if done.returncode != 0:
         missing = f"{command[0]}: not to be had here: {done.stderr.strip()[-300:]}"
         pytest.fail(missing) if os.environ.get("CI") == "true" else pytest.skip(missing)
