@@ -124,7 +124,9 @@ BAD = {
     "a first run of nothing": Bad(watcher('first_run = ¶"newest:0"'), "newest:N"),
     "a silence of no length": Bad(watcher('silent_after = ¶"never"'), '"auto" or "off"'),
     "a silence of a moment": Bad(watcher('silent_after = ¶"10s"'), "a minute at least"),
-    "a host with a scheme": Bad(GOOD + '[server]\nhosts = [¶"http://x"]\n', "is not the name of a host"),
+    "a host with a scheme": Bad(
+        GOOD.replace("[server]\n", '[server]\nhosts = [¶"http://x"]\n'), "is not the name of a host"
+    ),
     "a share of more than all": Bad(watcher('max_change = ¶"150%"'), "a share of the known keys"),
     "a lookback that is neither": Bad(watcher('lookback = ¶"soon"'), "a duration"),
     "a size in words": Bad(watcher('memory_limit = ¶"lots"'), "a size is text"),
