@@ -62,7 +62,7 @@ class Server:
     def start(self, seconds: float = 60) -> None:
         with (self.folder / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                self.command(),
+                [*_with_us(), *self.command()],
                 cwd=self.folder,
                 env=self.environ,
                 stdin=subprocess.DEVNULL,
@@ -454,6 +454,12 @@ def azurite() -> Iterator[Azurite]:
 def _programs() -> str:
     """Where servers are: beside this Python, on the PATH, and where Debian hides them from users."""
     return os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"], "/usr/sbin", "/usr/local/sbin"])
+
+
+def _with_us() -> list[str]:
+    """A server ends with the tests that started it, also when these are killed (util-linux's setpriv, if there)."""
+    setpriv = shutil.which("setpriv", path=_programs())
+    return [setpriv, "--pdeathsig", "KILL"] if setpriv else []
 
 
 def _package(name: str) -> Path:
