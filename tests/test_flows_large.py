@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import urllib.error
+import urllib.request
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +18,9 @@ from tests.support.deliveries import delivery
 from tests.support.dispatching import Bench, Clock, References
 from tests.support.outbox import config, prepare
 from tests.support.receiver import Receiver
+from tests.support.scripts import write
+from tests.support.service import Service
+from watcher import control
 from watcher.errors import Damaged, ObjectsError
 from watcher.flows import large
 from watcher.http.sender import Sender
@@ -167,3 +173,62 @@ async def test_what_is_wanted_is_kept_however_old_and_damage_is_found(attic: Att
     await (await attic.objects.storage()).put(key, b"[3]")
     with pytest.raises(Damaged, match="not what was written"):
         await attic.stowage.whole(key)
+
+
+SERVED = """
+database = "sqlite:///watcher.db"
+
+[server]
+bind = "127.0.0.1:{port}"
+
+[flows.hook]
+url = "RECEIVER/ok"
+
+[watchers.one]
+trigger = "./large.py"
+every = "1h"
+flow = "hook"
+first_run = "all"
+"""
+SCRIPT = """
+    from watcher import trigger
+
+    @trigger(key="id")
+    def main():
+        return [{"id": 1, "text": "x" * 5_000_000}]
+"""
+
+
+@pytest.mark.timeout(120)
+async def test_the_link_of_a_delivered_reference_opens_the_item_and_an_altered_one_does_not(tmp_path: Path) -> None:
+    write(tmp_path, SCRIPT, "large.py")
+    async with Receiver() as receiver:
+        service = Service(tmp_path, SERVED.replace("RECEIVER", receiver.url))
+        service.start()
+        try:
+            await service.ready()
+            await run_now(tmp_path)
+            async with asyncio.timeout(60):
+                await receiver.wait(1)
+            reference = receiver.received[0].json()["data"]["item"]
+            address = f"{service.url}/api/w/main/s3_proxy/_default_/{reference['s3']}?{reference['presigned']}"
+            status, body = await asyncio.to_thread(fetched, address)
+            assert (status, json.loads(body)) == (200, {"id": 1, "text": "x" * 5_000_000})
+            status, _ = await asyncio.to_thread(fetched, address[:-1] + ("0" if address[-1] != "0" else "1"))
+            assert status in (401, 403)
+        finally:
+            service.kill()
+
+
+async def run_now(where: Path) -> None:
+    """The first tick of an hourly watcher may be far."""
+    await asyncio.to_thread(control.call, control.path(where / "watcher-data"), "run", {"name": "one"})
+
+
+def fetched(address: str) -> tuple[int, bytes]:
+    try:
+        with urllib.request.urlopen(address, timeout=30) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
