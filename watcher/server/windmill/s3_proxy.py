@@ -726,7 +726,8 @@ def _date(text: str | None) -> datetime | None:
 
 
 class Content(Response):
-    """An object on its way: chunk after chunk, no faster than the client takes them, and no longer than it is there."""
+    """An object on its way: a chunk is sent while the next is read, no faster than the client takes them, and no longer
+    than it is there."""
 
     def __init__(self, status: int, headers: Mapping[str, str], reading: Reading | None) -> None:
         super().__init__(status_code=status)
@@ -734,19 +735,25 @@ class Content(Response):
         self._reading = reading
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        if self._reading is not None:
+            await self._send(self._reading, receive, send)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, reading: Reading, receive: Receive, send: Send) -> None:
         gone = asyncio.ensure_future(_gone(receive))
+        chunks = aiter(reading)
+        following = asyncio.ensure_future(anext(chunks, None))
         try:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            if self._reading is not None:
-                async for chunk in self._reading:
-                    if gone.done():
-                        return
-                    await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            while (chunk := await following) is not None and not gone.done():
+                following = asyncio.ensure_future(anext(chunks, None))
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
         finally:
             gone.cancel()
-            if self._reading is not None:
-                self._reading.close()
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
+            await chunks.aclose()
+            reading.close()
 
 
 async def _gone(receive: Receive) -> None:
