@@ -182,7 +182,7 @@ async def test_a_flow_at_fault_is_held_burns_no_attempt_is_told_once_and_goes_on
 
 async def test_a_probe_that_meets_passing_trouble_holds_on_and_burns_nothing(sqlite_db: Database) -> None:
     async with Receiver() as receiver:
-        receiver.script.extend(["not_found", "error", "reset", "ok"])
+        receiver.script.extend(["not_found", "error", "unavailable", "ok"])
         async with dispatching(sqlite_db, Flow("hook", url=f"{receiver.url}/scripted")) as bench:
             await bench.commit({"id": 1})
             for count, wait in ((1, 31), (2, 61), (3, 121)):
@@ -287,6 +287,27 @@ async def test_a_flow_that_is_too_busy_is_left_alone_for_as_long_as_it_asks(sqli
             await asyncio.sleep(0.5)
             assert len(receiver.received) == 1
             assert bench.dispatcher._targets["hook"].closed_until > time.monotonic() + 5
+
+
+async def test_a_flow_that_only_fails_is_asked_for_a_sign_of_life_and_spared_until_it_gives_one(
+    sqlite_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "REST", (0.05, 0.2))
+    answers = {"now": "error"}
+    async with Receiver(decide=lambda _: answers["now"]) as receiver:
+        flow = Flow("hook", url=receiver.url, at_once=8)
+        async with dispatching(sqlite_db, flow, schedule=(timedelta(0),) * 50) as bench:
+            await bench.commit(*({"id": number} for number in range(300)))
+            await receiver.wait(20)
+            await asyncio.sleep(1)
+            assert len(receiver.received) < 80  # else thousands
+            for _ in range(50):
+                await asyncio.sleep(0.01)
+                assert bench.dispatcher.in_flight <= 1
+            answers["now"] = "ok"
+            rows = await bench.until_done()
+            assert {row.status for row in rows} == {"delivered"}
+            assert bench.dispatcher._targets["hook"].failures == 0
 
 
 async def test_a_process_that_slept_past_its_lease_settles_nothing(db: Database) -> None:

@@ -37,6 +37,8 @@ LINGER = 0.01  # seconds; how long an outcome may wait for others to be settled 
 RECONCILE = 2.0  # seconds; wake-ups are only hints, so the database is asked now and then
 SURVEY = 60.0  # seconds; how often pending deliveries of unknown flows are looked for
 BUSY_PAUSE = 300.0  # seconds; a flow that answers 429 is left alone for as long as it asks, but no longer than this
+BROKEN = 20  # attempts in a row that failed: the flow rests, and is then asked with one request at a time
+REST = (1.0, 60.0)  # seconds; its first rest, doubled each time, and its longest
 MARGIN = timedelta(seconds=15)  # between the end of the slowest request and the end of its lease
 STORE_PAUSE = (0.5, 10.0)  # seconds; first and longest pause when the database cannot be written
 
@@ -50,7 +52,9 @@ class _Target:
 
     def __init__(self, flow: Flow, courier: Courier) -> None:
         self.hungry = True  # there may be something to claim
-        self.closed_until = 0.0  # monotonic; it said that it is too busy
+        self.closed_until = 0.0  # monotonic; it said that it is too busy, or rests
+        self.failures = 0  # attempts in a row that met passing trouble
+        self.rests = 0  # in a row
         self.held = False
         self.paused = False
         self.probing = False
@@ -69,6 +73,11 @@ class _Target:
         self.window = Window(*flow.rate) if flow.rate else None
         self.resolved = resolved_for_good(flow)
         self.hungry = True
+
+    @property
+    def broken(self) -> bool:
+        """Whether it failed so often in a row that it is asked for a sign of life only."""
+        return self.failures >= BROKEN
 
     def closed(self, now: datetime) -> timedelta:
         """How long until the hours begin in which it may be sent to."""
@@ -458,6 +467,8 @@ class Dispatcher:
             room = min(room, 1)
         if target.window:
             room = min(room, target.window.free(instant))
+        if target.broken:
+            room = min(room, 1 - self._flying[target.flow.name])
         if target.held:
             due = target.probe_at is not None and target.probe_at <= now
             return min(room, 1) if due and not target.probing else None
@@ -662,10 +673,28 @@ class Dispatcher:
         self._end(wanted, [_Ended(each, settled.get(each.seq), wanted.probe) for each in members])
 
     def _mind(self, target: _Target, judgement: Judgement, response: Response | None) -> None:
-        """Leave a flow alone that says that it is too busy."""
+        """Leave a flow alone that says that it is too busy, or fails again and again."""
         if response and response.status == 429 and judgement.retry_after:
             target.closed_until = time.monotonic() + min(judgement.retry_after, BUSY_PAUSE)
             self._give_back(target)
+        if judgement.verdict is Verdict.PASSING:
+            target.failures += 1
+            if target.broken and time.monotonic() >= target.closed_until:
+                self._let_rest(target, judgement.note)
+        elif target.failures and judgement.verdict is not Verdict.TARGET:
+            if target.broken:
+                log.info("flow.recovered", flow=target.flow.name, failures=target.failures)
+                self._event.set()
+            target.failures = target.rests = 0
+
+    def _let_rest(self, target: _Target, reason: str) -> None:
+        """A flow that only fails is spared, and so are the attempts of what waits for it."""
+        rest = min(REST[0] * 2 ** min(target.rests, 10), REST[1])
+        if not target.rests:
+            log.warning("flow.broken", flow=target.flow.name, failures=target.failures, reason=logs.mask(reason))
+        target.rests += 1
+        target.closed_until = time.monotonic() + rest
+        self._give_back(target)
 
     def _conclude(
         self, wanted: _Claim, delivery: Delivery, judgement: Judgement, started_at: datetime, response: Response | None
@@ -710,7 +739,7 @@ def _ahead(target: _Target) -> int:
 
     As many as ended since the last claim: a slow flow holds nothing that others, or the next process, could send.
     """
-    if target.held or target.window or target.flow.batch or target.resolved is None:
+    if target.held or target.broken or target.window or target.flow.batch or target.resolved is None:
         return 0
     return min(target.ended, target.flow.at_once) - len(target.ready)
 
