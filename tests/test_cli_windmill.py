@@ -102,6 +102,9 @@ args: {repo: a/b}
     "f/shop/idle.py": "def main(): return []\n",
     "f/shop/idle.script.yaml": "summary: ''\n",
     "f/shop/broken.schedule.yaml": "schedule: [\n",
+    "f/shop/alone.flow/flow.yaml": "summary: ''\nvalue: {modules: []}\n",
+    "f/shop/hook.http_trigger.yaml": "script_path: f/shop/idle\n",
+    "f/shop/board.app/app.yaml": "summary: ''\n",
 }
 
 
@@ -178,6 +181,10 @@ def test_whatever_could_not_come_along_is_told_with_its_reason(folder: Path) -> 
     assert "only Python and TypeScript" in told["f/shop/go.schedule.yaml"]
     assert "not YAML" in told["f/shop/broken.schedule.yaml"]
     assert "no schedule runs it" in told["f/shop/idle.py"]
+    assert "no schedule runs it" in told["f/shop/alone.flow/flow.yaml"]
+    assert "a webhook starts a flow" in told["f/shop/hook.http_trigger.yaml"]
+    assert "apps" in told["f/shop/board.app"]
+    assert "f/shop/stars.flow/flow.yaml" not in told
 
 
 @pytest.mark.parametrize(

@@ -107,9 +107,22 @@ class _Reader:
                 source = self._source(path)
                 where = source.relative_to(self._folder).as_posix() if source else path
                 self._leave(where, "no schedule runs it: it stays where it is")
+        self._leave_the_rest()
         for path, value in self._states.items():
             self._moved.other_states[path] = value
         return self._moved
+
+    def _leave_the_rest(self) -> None:
+        """Say of everything else that it stays where it is."""
+        for file in self._flows():
+            path = file.parent.relative_to(self._folder).as_posix()
+            if path.removesuffix(".flow").removesuffix("__flow") not in self._used:
+                self._leave(file, "no schedule runs it: it stays where it is")
+        for file in sorted(self._folder.rglob("*_trigger.yaml")):
+            self._leave(file, "it waits to be called: here a webhook starts a flow, see docs/windmill.md")
+        for kind in ("app", "raw_app"):
+            for folder in sorted((*self._folder.rglob(f"*.{kind}"), *self._folder.rglob(f"*__{kind}"))):
+                self._leave(folder, "apps have no counterpart here")
 
     # --- files
 
@@ -252,6 +265,7 @@ class _Reader:
         content = self._yaml(folder / "flow.yaml") if folder and (folder / "flow.yaml").is_file() else None
         if folder is None or not isinstance(content, dict):
             raise _Left(f"there is no flow {target}")
+        self._used.add(target)
         modules = (content.get("value") or {}).get("modules") or []
         if len(modules) != 2 or _kind(modules[1]) != "forloopflow":
             raise _Left(f"the flow {target} is not a trigger step followed by one loop over what it found")
