@@ -217,7 +217,7 @@ async def test_a_restart_in_the_middle_of_a_job_keeps_nothing_of_it(here: Place)
     said = await python(NEWEST, refused, env)
     assert (said.out.strip(), said.code) == ("null", 1)  # the client hides it when reading, not when writing
     assert "onnect" in said.err
-    assert "onnect" in (await on_deno("show(await failure(() => named.setState(1)))", env)).value
+    assert "fetch failed" in (await on_deno("show(await failure(() => named.setState(1)))", env)).value
     here.service.start()
     await here.service.ready()
     said = await python(NEWEST, refused, env)
