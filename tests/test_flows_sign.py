@@ -62,7 +62,9 @@ def test_a_secret_without_prefix_or_padding_is_the_same_secret() -> None:
     assert len({sign([spelling], MESSAGE, at, b"{}") for spelling in spellings}) == 1
 
 
-@pytest.mark.parametrize("secret", ["", "whsec_", "whsec_YQ==", "whsec_AAAA", "whsec_not base64 at all!!", "whsk_AAAA", "x" * 200])
+@pytest.mark.parametrize(
+    "secret", ["", "whsec_", "whsec_YQ==", "whsec_AAAA", "whsec_not base64 at all!!", "whsk_AAAA", "x" * 200]
+)
 def test_a_secret_that_cannot_sign_is_refused_without_being_shown(secret: str) -> None:
     with pytest.raises(ValueError, match="sign") as error:
         check_secret(secret)
