@@ -238,6 +238,24 @@ async def test_a_body_of_two_megabytes_is_taken_and_a_larger_one_is_not(here: Si
     assert (await here.client.post(RUN, content=chunks())).status_code == 413
 
 
+async def test_headers_without_end_are_cut_off_and_large_bodies_are_not(here: Site) -> None:
+    listener = bind("127.0.0.1", 0)
+    server = Listener(here.application, listener)
+    await server.start()
+    try:
+        reader, writer = await asyncio.open_connection(*listener.getsockname()[:2])
+        writer.write(b"GET /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\n")
+        writer.write(b"".join(b"x-%d: %b\r\n" % (n, b"x" * 8000) for n in range(9)))
+        assert (await reader.read()).startswith(b"HTTP/1.1 431 ")
+        writer.close()
+        async with httpx.AsyncClient(base_url=url(listener), headers={"authorization": "Bearer all"}) as client:
+            for size in (10, 70_000, 500_000, 10):  # one connection: what a body held is not taken for headers
+                answer = await client.post(RUN, content=json.dumps({"text": "x" * size}).encode())
+                assert answer.status_code == 201
+    finally:
+        await server.stop()
+
+
 @pytest.mark.parametrize("body", [b"{", b"[1,", b"nul", b"\xff", b'{"a": NaN}', b"[" * 100_000])
 async def test_a_body_that_is_not_json_is_told_so(here: Site, body: bytes) -> None:
     answer = await here.client.post(RUN, content=body)

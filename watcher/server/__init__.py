@@ -11,6 +11,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from watcher.errors import WatcherError
+from watcher.server.protocol import Bounded
 
 
 class CannotListen(WatcherError):
@@ -75,7 +76,7 @@ class Listener:
                 access_log=False,
                 lifespan="off",
                 ws="none",
-                http="h11",
+                http=Bounded,
                 loop="none",
                 server_header=False,
                 proxy_headers=False,
