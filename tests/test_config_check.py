@@ -138,7 +138,7 @@ def test_the_example_holds_against_the_built_in_triggers() -> None:
 
 async def test_a_step_of_a_local_flow_is_loaded_as_a_trigger_is(scripts: Scripts, tmp_path: Path) -> None:
     (tmp_path / "step.py").write_text("import nowhere_to_be_had\ndef main(item): return item\n")
-    flow = '\n[server]\nbind = "127.0.0.1:8321"\n[flows.local]\nsteps = ["step.py"]\n'
+    flow = '\n[flows.local]\nsteps = ["step.py"]\n'
     text = GOOD.replace('"git"', '"./own.py"') + flow
     (tmp_path / "own.py").write_text(SCRIPT)
     with pytest.raises(ConfigError) as caught:
