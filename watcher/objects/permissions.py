@@ -24,6 +24,14 @@ DEFAULT: tuple[StorageRule, ...] = (
 )
 """Windmill's own. Source: its documentation of advanced object storage permissions."""
 
+FOR_JOBS: tuple[StorageRule, ...] = (
+    *DEFAULT[:-1],
+    StorageRule("{u,g,watcher}/**/*", frozenset()),  # other people's, and what the service itself keeps
+    StorageRule("**/*", _ALL),
+)
+"""The same for jobs, whose scripts the operator chose: as in Windmill without advanced permissions, a script may use
+keys such as ``output/result.parquet``."""
+
 EVERY = "*"
 """In the place of a folder's name: all folders."""
 
@@ -34,6 +42,7 @@ class Who:
 
     name: str
     admin: bool = False
+    job: bool = False
     groups: tuple[str, ...] = ("all",)
     folders_read: tuple[str, ...] = ()
     folders_write: tuple[str, ...] = ()

@@ -104,6 +104,7 @@ def who_is(principal: Principal) -> Who:
     return Who(
         name,
         admin=principal.may("*"),
+        job=principal.session is not None,
         folders_read=tuple(folders["read"]),
         folders_write=tuple(folders["write"]),
     )
