@@ -113,6 +113,7 @@ SCRIPTS = {
 }  # fmt: skip
 
 
+@pytest.mark.long
 async def test_bad_scripts_fail_alone_and_lose_nothing_when_they_are_mended(world: World) -> None:
     names = set(SCRIPTS)
     for name in names:

@@ -732,6 +732,7 @@ async def test_after_a_reset_what_was_sent_is_not_sent_again(bench: Bench) -> No
 # --- size -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_one_hundred_thousand_items_fit_into_512_mebibytes(tmp_path: Path) -> None:
     """The whole path in a process of its own, whose peak is measured: worker's answer, diff, commit."""
     code = """
