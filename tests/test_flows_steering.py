@@ -38,7 +38,7 @@ async def test_a_sample_is_marked_and_its_answer_is_told(sqlite_db: Database) ->
     await prepare(sqlite_db, "news")
     async with Receiver(decide=lambda request: answer(422, b"no thanks, token s3cr3t-t0k3n")) as receiver:
         flow = Flow("hook", url=f"{receiver.url}/x", token="s3cr3t-t0k3n", headers={"X-Mine": "{{ item.title }}"})
-        found = await operations.sample_flow(operator(sqlite_db, config([flow])), "hook")
+        found = await operations.steering.sample_flow(operator(sqlite_db, config([flow])), "hook")
         (sent,) = receiver.received
         assert sent.headers["x-watcher-test"] == "true"
         assert sent.headers["x-mine"] == "A test event from watcher"
@@ -51,7 +51,7 @@ async def test_a_sample_may_be_ones_own_and_any_engines(sqlite_db: Database) -> 
     await prepare(sqlite_db, "news")
     async with Receiver(decide=lambda request: answer(201, request.path.partition("job_id=")[2].encode())) as receiver:
         flow = Flow("hook", preset="windmill", url=receiver.url, settings={"path": "f/a/b"})
-        found = await operations.sample_flow(operator(sqlite_db, config([flow])), "hook", {"mine": 1})
+        found = await operations.steering.sample_flow(operator(sqlite_db, config([flow])), "hook", {"mine": 1})
         assert receiver.received[0].json() == {"mine": 1}
         assert found["verdict"] == "delivered"
 
@@ -60,9 +60,9 @@ async def test_a_flow_that_is_not_there_or_runs_here_is_told(sqlite_db: Database
     await prepare(sqlite_db, "news")
     op = operator(sqlite_db, config([Flow("hook", url="http://x.example"), Flow("local", steps=(Path("a.py"),))]))
     with pytest.raises(operations.Unknown, match="did you mean hook"):
-        await operations.sample_flow(op, "hok")
+        await operations.steering.sample_flow(op, "hok")
     with pytest.raises(operations.Unsuited, match="start the service"):
-        await operations.sample_flow(op, "local")
+        await operations.steering.sample_flow(op, "local")
 
 
 # --- backlog ----------------------------------------------------------------------------------------------------------
@@ -89,7 +89,7 @@ async def test_a_watcher_whose_deliveries_pile_up_is_not_polled_until_they_go(db
         engine.tick(Tick(name, now()))
     await engine.drain(5)
     assert ran == ["other"]
-    shown = {each["name"]: each for each in (await operations.status(operator(db, configured)))["watchers"]}
+    shown = {each["name"]: each for each in (await operations.looking.status(operator(db, configured)))["watchers"]}
     assert shown["news"]["condition"] == "waiting"
     assert "max_backlog is 5" in shown["news"]["reason"]
     assert shown["other"]["condition"] != "waiting"

@@ -124,7 +124,7 @@ def test_without_set_up_nothing_goes_to_standard_output(capsys: pytest.CaptureFi
 def test_libraries_speak_through_the_same_door() -> None:
     stream = io.StringIO()
     log.configure("debug", stream=stream, environ={})
-    logging.getLogger("uvicorn.error").info("listening on %s", "127.0.0.1")
+    logging.getLogger("uvicorn.error").warning("listening on %s", "127.0.0.1")
     logging.getLogger("apscheduler.scheduler").info("chatter")
     with warnings.catch_warnings():
         warnings.simplefilter("always")
