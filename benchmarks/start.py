@@ -88,7 +88,7 @@ def main() -> None:
         took.setdefault(name, []).append(one)
 
     with tempfile.TemporaryDirectory() as folder:
-        service = Service(Path(folder), CONFIG)
+        service = Service(Path(folder), CONFIG, anew=True)
         for round in range(ROUNDS):
             note("python -c pass", command("-c", "pass"))
             note("watcher --help", command("-m", "watcher", "--help"))

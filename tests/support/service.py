@@ -37,6 +37,7 @@ class Service:
     port: int = field(default_factory=free_port)
     environ: Mapping[str, str] = field(default_factory=dict)
     process: command.Process | subprocess.Popen[bytes] | None = None
+    anew: bool = False  # started as a user starts it, and not forked from a process that has imported everything
 
     @property
     def url(self) -> str:
@@ -63,7 +64,7 @@ class Service:
         with (self.where / "service.log").open("ab") as log:
             environment |= {**self.environ, **environ}
             # What is loaded before a program starts takes a program that starts anew.
-            start = command.Process if "LD_PRELOAD" not in environment else command.anew
+            start = command.anew if self.anew or "LD_PRELOAD" in environment else command.Process
             arguments = ["serve", "--config", str(file)]
             self.process = start(arguments, cwd=self.where, env=environment, stdout=log, stderr=log)
         return self.process
