@@ -447,7 +447,7 @@ class Coded(Exception):
         ("postgresql", Exception("server does not support SSL, but SSL was required"), "tls"),
         ("postgresql", Exception('no pg_hba.conf entry for host "1.2.3.4", user "me", no encryption'), "tls"),
         ("postgresql", Exception("FATAL:  sorry, too many clients already"), "busy"),
-        ("postgresql", Exception('root certificate file "/root/.postgresql/root.crt" does not exist'), "tls"),
+        ("postgresql", Exception('root certificate file "/home/ada/.postgresql/root.crt" does not exist'), "tls"),
         ("postgresql", Exception("server certificate for x does not match host name y"), "tls"),
         ("mysql", Exception(1045, "Access denied for user 'me'@'localhost'"), "password"),
         ("mysql", Exception(1049, "Unknown database 'shop'"), "no_database"),

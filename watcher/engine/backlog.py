@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from watcher import log
-from watcher.errors import StoreError
+from watcher.engine import rounds
 from watcher.store import deliveries
 
 if TYPE_CHECKING:
@@ -46,13 +44,7 @@ class Backlog:
 
     async def watch(self) -> None:
         """Look now and then, for ever."""
-        while True:
-            begun = time.monotonic()
-            try:
-                await self.look()
-            except StoreError as error:
-                _log.error("chore.failed", error=str(error))
-            await asyncio.sleep(max(LOOK_EVERY, 50 * (time.monotonic() - begun)))
+        await rounds.for_ever(self.look, LOOK_EVERY)
 
 
 def over(config: Config, waiting: Mapping[str, int]) -> dict[str, int]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -11,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from watcher import log, metrics
-from watcher.errors import StoreError
+from watcher.engine import rounds
 from watcher.store import runs, watchers
 
 if TYPE_CHECKING:
@@ -125,10 +123,4 @@ class Listener:
 
     async def watch(self) -> None:
         """Look now and then, for ever."""
-        while True:
-            begun = time.monotonic()
-            try:
-                await self.look()
-            except StoreError as error:
-                _log.error("chore.failed", error=str(error))
-            await asyncio.sleep(max(LOOK_EVERY, 50 * (time.monotonic() - begun)))
+        await rounds.for_ever(self.look, LOOK_EVERY)
