@@ -708,7 +708,7 @@ async def main():
     found += [bytes(objects().get("u/watcher/b.txt").bytes())]
     listed = [meta["path"] for page in store.list("u/watcher/") for meta in page]
     try:
-        store.put("somewhere/else.txt", b"")
+        store.put("u/someone/else.txt", b"")
     except Exception as error:
         found.append(f"{type(error).__name__} {listed}".encode())
     return [{"id": text.decode()} for text in found]
