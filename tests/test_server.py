@@ -5,14 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import AsyncIterator, Collection
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TypeVar
 from uuid import uuid4
 
 import httpx
 import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from tests.support.scripts import write
 from watcher.errors import StoreError
@@ -29,6 +33,7 @@ from watcher.store import jobs as job_store
 from watcher.store.db import Database
 from watcher.values import Config, Flow, HttpSettings, JobStatus, Json, ScriptSettings, Server
 
+T = TypeVar("T")
 TOKENS = {
     "all": Principal("all", ("*",)),
     "runner": Principal("runner", ("jobs:run:flows:announce",)),
@@ -254,6 +259,68 @@ async def test_headers_without_end_are_cut_off_and_large_bodies_are_not(here: Si
                 assert answer.status_code == 201
     finally:
         await server.stop()
+
+
+async def answered_by(application: ASGIApp, ask: Callable[[socket.socket], T]) -> T:
+    """What somebody makes of the answers on one connection, in a thread of its own."""
+    listener = bind("127.0.0.1", 0)
+    server = Listener(application, listener)
+    await server.start()
+    try:
+
+        def talk() -> T:
+            with socket.create_connection(listener.getsockname()[:2], timeout=20) as connection:
+                return ask(connection)
+
+        return await asyncio.to_thread(talk)
+    finally:
+        await server.stop()
+
+
+async def test_a_short_answer_is_one_segment_on_the_wire(here: Site) -> None:
+    def ask(connection: socket.socket) -> list[int]:
+        pieces = []
+        for method, wanted in (("GET", b"ok"), ("HEAD", b"\r\n\r\n"), ("GET", b"ok")):
+            before = data_segments(connection)
+            connection.sendall(f"{method} /healthz HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n".encode())
+            answer = b""
+            while not answer.endswith(wanted):
+                answer += connection.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200 ")
+            pieces.append(data_segments(connection) - before)
+        return pieces
+
+    assert await answered_by(here.application, ask) == [1, 1, 1]
+
+
+def data_segments(connection: socket.socket) -> int:
+    """How many segments with data a connection received: tcpi_data_segs_in of the kernel's struct tcp_info."""
+    return int.from_bytes(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160)[152:156], sys.byteorder)
+
+
+async def test_a_head_does_not_wait_for_a_body_that_is_long_in_coming() -> None:
+    go_on = threading.Event()
+
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        head = [(b"content-type", b"application/octet-stream"), (b"content-length", b"300000")]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        await asyncio.to_thread(go_on.wait)  # until the head was seen
+        for _ in range(2):
+            await send({"type": "http.response.body", "body": b"x" * 150_000, "more_body": True})
+        await send({"type": "http.response.body"})
+
+    def ask(connection: socket.socket) -> tuple[bytes, bytes]:
+        connection.sendall(b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
+        head = connection.recv(65536)
+        go_on.set()
+        rest = b""
+        while part := connection.recv(65536):
+            rest += part
+        return head, rest
+
+    head, rest = await answered_by(application, ask)
+    assert head.endswith(b"\r\n\r\n")
+    assert rest == b"x" * 300_000
 
 
 @pytest.mark.parametrize("body", [b"{", b"[1,", b"nul", b"\xff", b'{"a": NaN}', b"[" * 100_000])
