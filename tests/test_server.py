@@ -261,6 +261,29 @@ async def test_headers_without_end_are_cut_off_and_large_bodies_are_not(here: Si
         await server.stop()
 
 
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/api/w/main/attics/list"),
+        ("GET", "/api/w/main/resources"),
+        ("GET", "/api/w/main"),
+        ("GET", "/api/w//resources/list"),
+        ("GET", "/api/workspaces"),
+        ("PUT", "/api/w/main/resources/create"),
+        ("GET", "/api/x/main/resources/list"),
+    ],
+)
+async def test_what_watcher_has_not_is_told_in_words(here: Site, method: str, path: str) -> None:
+    answer = await here.client.request(method, path)
+    assert (answer.status_code, answer.text) == (404, f"watcher has no {method} {path}: see docs/windmill.md")
+
+
+async def test_a_method_that_a_route_has_not_and_a_workspace_that_is_not_here(here: Site) -> None:
+    assert (await here.client.options("/api/w/main/resources/list")).status_code == 405
+    answer = await here.client.get("/api/w/elsewhere/resources/list")
+    assert (answer.status_code, answer.text) == (404, "there is no such workspace")
+
+
 async def answered_by(application: ASGIApp, ask: Callable[[socket.socket], T]) -> T:
     """What somebody makes of the answers on one connection, in a thread of its own."""
     listener = bind("127.0.0.1", 0)

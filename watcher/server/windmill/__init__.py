@@ -19,11 +19,11 @@ __all__ = ["Desk", "forget_uploads", "routes"]
 def routes(desk: Desk) -> list[BaseRoute]:
     """All routes under ``/api``; what Windmill has and we have not is 404, and says so."""
     return [
-        *s3_proxy.routes(desk),  # first, for it is asked most: routes are tried in order
-        *users.routes(desk),
-        *types.routes(desk),
+        *s3_proxy.routes(desk),  # routes are tried in order: first what is asked most, objects and states
         *resources.routes(desk),
         *variables.routes(desk),
+        *users.routes(desk),
+        *types.routes(desk),
         *jobs.routes(desk),
         *objects.routes(desk),
         *s3_access.routes(desk),
