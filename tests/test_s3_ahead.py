@@ -73,6 +73,17 @@ async def test_parts_are_sent_in_their_order_as_soon_as_they_can(far: Far) -> No
     assert (meta and meta.size, far.kept) == (3, b"123")
 
 
+async def test_parts_as_they_are_chosen_are_those_that_were_sent(far: Far) -> None:
+    ahead = await far.begin()
+    parts = [await far.part(number, str(number).encode()) for number in (1, 2)]
+    for part in parts:
+        await ahead.offer(part)
+    await far.until(b"1", b"2")
+    chosen = await far.parts.chosen(far.id, [(part.number, part.etag) for part in parts])
+    assert await ahead.finish(chosen) is not None
+    assert far.found == [b"1", b"2"]
+
+
 async def test_numbers_may_have_gaps(far: Far) -> None:
     ahead = await far.begin()
     parts = [await far.part(number, str(number).encode()) for number in (1, 5, 9)]

@@ -15,7 +15,7 @@ import secrets
 import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from io import FileIO
 from pathlib import Path
@@ -48,10 +48,12 @@ class Upload:
 
 @dataclass(frozen=True, slots=True)
 class Part:
+    """The bytes that came under one number. A new ETag is made for each that comes, so that it alone names them."""
+
     number: int
     etag: str
     size: int  # bytes
-    at: datetime
+    at: datetime = field(compare=False)  # by the clock, or by the file's, which is behind it
 
 
 class Parts:
