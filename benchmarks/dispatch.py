@@ -33,7 +33,7 @@ from watcher.flows import presets
 from watcher.http.sender import Sender
 from watcher.store import deliveries
 from watcher.store.db import Database
-from watcher.values import Delivery, Flow, Request, Response
+from watcher.values import Delivery, Flow, Request
 
 AT_ONCE = 64
 DESTINATIONS = 200
@@ -54,22 +54,6 @@ SHAPED: dict[str, Any] = {
 def items(count: int) -> list[dict[str, Any]]:
     text = "a title of ordinary length, as stories have"
     return [{"id": n, "title": text, "url": f"https://example.org/{n}", "by": "someone"} for n in range(count)]
-
-
-class Counting:
-    """The sender, telling when it has sent so many."""
-
-    def __init__(self, sender: Sender, count: int) -> None:
-        self.sender = sender
-        self.left = count
-        self.all_sent = asyncio.Event()
-
-    async def send(self, request: Request, **more: Any) -> Response:
-        response = await self.sender.send(request, **more)
-        self.left -= 1
-        if not self.left:
-            self.all_sent.set()
-        return response
 
 
 class Pipeline:
@@ -98,12 +82,10 @@ class Pipeline:
 
     async def deliver(self, db: Database) -> None:
         told = config([self.flow], at_once=AT_ONCE)
-        sender = Counting(self.sender, self.count)
-        dispatcher = Dispatcher(lambda: told, db, sender, References(), lambda: datetime.now(UTC))
+        dispatcher = Dispatcher(lambda: told, db, self.sender, References(), lambda: datetime.now(UTC))
         stop = asyncio.Event()
         serving = asyncio.create_task(dispatcher.serve(stop))
-        await sender.all_sent.wait()  # until then nobody asks the database, which would be measured too
-        while await pending(db):
+        while dispatcher.in_flight or await pending(db):  # to ask the database more often would be measured too
             await asyncio.sleep(0.01)
         stop.set()
         await serving

@@ -23,6 +23,7 @@ from tests.support.site import Site
 from tests.support.trouble import World, listed
 from watcher.errors import StoreError
 from watcher.store import db as store_db
+from watcher.store import writer as store_writer
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -111,7 +112,7 @@ async def test_a_lock_for_half_a_minute_fails_runs_names_the_holder_and_loses_no
 async def test_what_waits_for_a_lock_fails_together_and_not_one_after_the_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_db, "BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(store_writer, "BUSY_SECONDS", 0.2)
     db = await store_db.Database.open(f"sqlite:///{tmp_path / 'watcher.db'}")
 
     async def nothing(tx: object) -> None: ...
@@ -127,8 +128,8 @@ async def test_what_waits_for_a_lock_fails_together_and_not_one_after_the_other(
 async def test_a_long_wal_is_cut_although_somebody_always_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_db, "WAL_LIMIT", 1_000_000)
-    monkeypatch.setattr(store_db, "WAL_LOOK", 0.0)
+    monkeypatch.setattr(store_writer, "WAL_LIMIT", 1_000_000)
+    monkeypatch.setattr(store_writer, "WAL_LOOK", 0.0)
     db = await store_db.Database.open(f"sqlite:///{tmp_path / 'watcher.db'}")
     wal, longest = tmp_path / "watcher.db-wal", 0
     await db.write(lambda tx: tx.exec_driver_sql("CREATE TABLE t (x)"))

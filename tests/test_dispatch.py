@@ -357,6 +357,31 @@ async def test_a_claim_whose_lease_is_over_is_not_sent(sqlite_db: Database) -> N
             assert (row.status, row.attempts, row.lease_until) == ("pending", 0, None)
 
 
+async def test_a_request_made_long_before_its_turn_is_made_anew_and_bears_the_time_of_its_attempt(
+    sqlite_db: Database,
+) -> None:
+    async with Receiver() as receiver:
+        async with dispatching(sqlite_db, Flow("hook", url=f"{receiver.url}/ok"), started=False) as bench:
+            await bench.source.commit([{"id": 1}])
+            started: list[Any] = []
+            bench.dispatcher._spawn = started.append  # type: ignore[method-assign]
+            await bench.dispatcher._turn(claim=True)
+            (deliver,) = started
+            ready = deliver.cr_frame.f_locals["ready"]
+            deliver.close()
+            bench.clock.advance(timedelta(minutes=10))
+            await bench.dispatcher._deliver(replace(ready, stale=time.monotonic() - 1))
+            (got,) = receiver.received
+            made = int(ready.made.headers["webhook-timestamp"])
+            assert 600 <= int(got.headers["webhook-timestamp"]) - made < 660
+            await bench.dispatcher._turn(claim=False)
+            ((tried,), (row,)) = await bench.tried(), await bench.rows()
+            assert (row.status, int(tried.started_at.timestamp())) == (
+                "delivered",
+                int(got.headers["webhook-timestamp"]),
+            )
+
+
 async def test_two_processes_on_one_database_send_each_delivery_once(db: Database) -> None:
     if db.dialect == "sqlite":
         pytest.skip("a SQLite database has one service")

@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.dispatching import References, dispatching
 from tests.support.receiver import BEHAVIOURS, Receiver, answer
+from watcher import dispatch
 from watcher.http.sender import Sender
 from watcher.log import register
 from watcher.store.db import Database
@@ -191,6 +192,27 @@ async def test_a_bug_in_sending_is_tried_again_and_others_go_on(sqlite_db: Datab
             return Response(200)
 
     async with dispatching(sqlite_db, flow("http://127.0.0.1:9/"), sender=Buggy()) as bench:
+        await bench.commit({"id": 1}, {"id": 2})
+        await bench.until_settled(2)
+        first, second = await bench.rows()
+        assert (first.status, first.verdict, first.note) == ("pending", "passing", "KeyError while sending")
+        assert second.status == "delivered"
+
+
+async def test_an_outcome_that_cannot_be_understood_keeps_no_other_from_being_settled(
+    sqlite_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def masked(body: bytes) -> bytes:
+        if body == b"odd":
+            raise KeyError("bug")
+        return body
+
+    class Sent:
+        async def send(self, request: Request, **_: Any) -> Response:
+            return Response(200, body=b"odd" if b'"id":1' in request.body else b"fine")
+
+    monkeypatch.setattr(dispatch, "_masked", masked)
+    async with dispatching(sqlite_db, flow("http://127.0.0.1:9/"), sender=Sent()) as bench:
         await bench.commit({"id": 1}, {"id": 2})
         await bench.until_settled(2)
         first, second = await bench.rows()

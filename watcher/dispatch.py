@@ -13,7 +13,7 @@ import random
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -22,7 +22,7 @@ from watcher import log as logs
 from watcher import metrics
 from watcher.errors import StoreError, WatcherError
 from watcher.failpoint import failpoint
-from watcher.flows.attempt import Courier, Resolver, Sender, Tried, longest, resolve, resolved_for_good
+from watcher.flows.attempt import Courier, Made, Resolver, Sender, Tried, longest, resolve, resolved_for_good
 from watcher.flows.hours import opens_in
 from watcher.flows.large import Stow
 from watcher.flows.preset import Resolved
@@ -40,6 +40,8 @@ BUSY_PAUSE = 300.0  # seconds; a flow that answers 429 is left alone for as long
 BROKEN = 20  # attempts in a row that failed: the flow rests, and is then asked with one request at a time
 REST = (1.0, 60.0)  # seconds; its first rest, doubled each time, and its longest
 MARGIN = timedelta(seconds=15)  # between the end of the slowest request and the end of its lease
+FRESH = 1.0  # seconds; for so long a request that was made ahead may be sent
+MAKING = 0.005  # seconds; how long the loop may make requests ahead in one go
 STORE_PAUSE = (0.5, 10.0)  # seconds; first and longest pause when the database cannot be written
 
 NO_SUCH_FLOW = "no such flow in the configuration"
@@ -85,11 +87,26 @@ class _Target:
 
 
 @dataclass(frozen=True, slots=True)
+class _Outcome:
+    """How one attempt went."""
+
+    judgement: Judgement
+    started_at: datetime
+    ended_at: datetime
+    response: Response | None = None
+    seconds: float | None = None  # by the monotonic clock, where it had a request to itself
+
+
+@dataclass(frozen=True, slots=True)
 class _Ended:
-    """One delivery that is no longer in flight: how it went, or None when it goes back unsent."""
+    """One delivery that is no longer in flight: how it went, or None when it goes back unsent.
+
+    What that means for the delivery is worked out when it is settled, for many at once: one after the other they cost
+    a fraction of what each costs between two requests.
+    """
 
     delivery: Delivery
-    settlement: Settlement | None
+    outcome: _Outcome | None
     probe: bool = False
 
 
@@ -110,6 +127,8 @@ class _Ready:
     delivery: Delivery
     resolved: Resolved
     expires: float  # monotonic; it may not start later
+    made: Made | None = None  # its request, if that was made ahead
+    stale: float = 0.0  # monotonic; from then on it has to be made anew: it bears a time
 
 
 @dataclass(slots=True)
@@ -410,14 +429,15 @@ class Dispatcher:
             target = self._targets.get(each.delivery.flow)
             if target:
                 target.hungry = True  # its lane may go on
-            if each.settlement is None:
+            if each.outcome is None:
                 turn.unsent.append(each.delivery.seq)
                 continue
-            turn.settlements.append(each.settlement)
-            at_fault = each.settlement.verdict is Verdict.TARGET
+            settlement = self._settled(each.delivery, each.outcome, each.probe)
+            turn.settlements.append(settlement)
+            at_fault = settlement.verdict is Verdict.TARGET
             if target and at_fault and (each.probe or not target.held) and target.flow.name not in turn.hold:
                 probes = target.probes + 1 if target.held else 0
-                turn.hold[target.flow.name] = (each.settlement.note, now + probe_after(probes))
+                turn.hold[target.flow.name] = (settlement.note, now + probe_after(probes))
             elif target and each.probe and not at_fault:
                 turn.resume.append(target.flow.name)
         return turn
@@ -540,12 +560,21 @@ class Dispatcher:
                 continue
             expires = instant + (wanted.lease - longest(wanted.target.flow) - MARGIN / 2).total_seconds()
             if resolved := wanted.target.resolved:
-                wanted.target.ready += [_Ready(wanted, delivery, resolved, expires) for delivery in mine]
+                wanted.target.ready += self._made_ahead(wanted, mine, resolved, expires)
                 for _ in range(min(wanted.room + wanted.target.freed, len(wanted.target.ready))):
                     self._spawn(self._deliver_on(self._next(wanted.target)))
             else:
                 self._count(wanted.target, len(mine))
                 self._spawn(self._resolve_and_deliver(wanted, mine, expires))
+
+    def _made_ahead(
+        self, wanted: _Claim, mine: Sequence[Delivery], resolved: Resolved, expires: float
+    ) -> Iterator[_Ready]:
+        now, instant, courier = self._clock(), time.monotonic(), wanted.target.courier
+        for delivery in mine:
+            in_time = time.monotonic() < instant + MAKING
+            made = courier.made_ahead(delivery, resolved, now) if in_time else None
+            yield _Ready(wanted, delivery, resolved, expires, made, instant + FRESH)
 
     def _next(self, target: _Target) -> _Ready | None:
         """The next delivery that is ready, its slot taken; None leaves the slot to whoever is chosen next."""
@@ -608,8 +637,8 @@ class Dispatcher:
             if isinstance(resolved, Resolved):
                 self._spawn(self._deliver_on(_Ready(wanted, delivery, resolved, expires)))
             else:
-                settlement = self._conclude(wanted, delivery, resolved, now, None) if resolved else None
-                self._end(wanted, [_Ended(delivery, settlement, wanted.probe)])
+                outcome = _Outcome(resolved, now, self._clock()) if resolved else None
+                self._end(wanted, [_Ended(delivery, outcome, wanted.probe)])
 
     async def _resolve(self, flow: Flow) -> Resolved | Judgement | None:
         """With references followed, or why that failed; None when it is not the flow's fault."""
@@ -632,25 +661,25 @@ class Dispatcher:
     async def _deliver(self, ready: _Ready) -> None:
         """Send one delivery and note how it ended. Never raises: what is not known is tried again."""
         wanted, delivery, started_at, begun = ready.claim, ready.delivery, self._clock(), time.monotonic()
-        settlement = None
+        outcome = None
         try:
             if begun < ready.expires:  # else this process was asleep past its lease, and others may be sending
-                judgement, response = await wanted.target.courier.attempt(delivery, ready.resolved, started_at)
+                judgement, response = await wanted.target.courier.attempt(
+                    delivery, ready.resolved, started_at, ready.made if begun < ready.stale else None
+                )
                 self._mind(wanted.target, judgement, response)
-                settlement = self._conclude(wanted, delivery, judgement, started_at, response)
-                metrics.delivery_seconds.observe(time.monotonic() - begun)
+                outcome = _Outcome(judgement, started_at, self._clock(), response, time.monotonic() - begun)
         except asyncio.CancelledError:
             pass  # at the end of the grace of a drain: it goes back and will be sent again under the same id
         except Exception as error:
             log.error("delivery.error", flow=delivery.flow, delivery=delivery.id, exc_info=True)
-            judgement = Judgement(Verdict.PASSING, f"{type(error).__name__} while sending")
-            settlement = self._conclude(wanted, delivery, judgement, started_at, None)
-        self._end(wanted, [_Ended(delivery, settlement, wanted.probe)])
+            outcome = _Outcome(_unforeseen(error), started_at, self._clock())
+        self._end(wanted, [_Ended(delivery, outcome, wanted.probe)])
 
     async def _deliver_together(self, gathering: _Gathering) -> None:
         """Send deliveries in one request and note how each of them ended. Never raises."""
         wanted, members, started_at, begun = gathering.claim, gathering.members, self._clock(), time.monotonic()
-        settled: dict[int, Settlement] = {}
+        outcomes: dict[int, _Outcome] = {}
         try:
             resolved = wanted.target.resolved or await self._resolve(wanted.target.flow)
             if isinstance(resolved, Resolved):
@@ -660,17 +689,14 @@ class Dispatcher:
             for each in tried:
                 if each.judgement:
                     self._mind(wanted.target, each.judgement, each.response)
-                    settled[each.delivery.seq] = self._conclude(
-                        wanted, each.delivery, each.judgement, started_at, each.response
-                    )
+                    outcomes[each.delivery.seq] = _Outcome(each.judgement, started_at, self._clock(), each.response)
         except asyncio.CancelledError:
             pass
         except Exception as error:
             log.error("delivery.error", flow=wanted.target.flow.name, exc_info=True)
-            judgement = Judgement(Verdict.PASSING, f"{type(error).__name__} while sending")
-            settled = {each.seq: self._conclude(wanted, each, judgement, started_at, None) for each in members}
+            outcomes = {each.seq: _Outcome(_unforeseen(error), started_at, self._clock()) for each in members}
         metrics.delivery_seconds.observe(time.monotonic() - begun)
-        self._end(wanted, [_Ended(each, settled.get(each.seq), wanted.probe) for each in members])
+        self._end(wanted, [_Ended(each, outcomes.get(each.seq), wanted.probe) for each in members])
 
     def _mind(self, target: _Target, judgement: Judgement, response: Response | None) -> None:
         """Leave a flow alone that says that it is too busy, or fails again and again."""
@@ -696,10 +722,19 @@ class Dispatcher:
         target.closed_until = time.monotonic() + rest
         self._give_back(target)
 
-    def _conclude(
-        self, wanted: _Claim, delivery: Delivery, judgement: Judgement, started_at: datetime, response: Response | None
-    ) -> Settlement:
+    def _settled(self, delivery: Delivery, outcome: _Outcome, probe: bool) -> Settlement:
+        """What an outcome means. Never raises: what is not understood must not keep others from being settled."""
+        if outcome.seconds is not None:
+            metrics.delivery_seconds.observe(outcome.seconds)
+        try:
+            return self._conclude(delivery, outcome, probe)
+        except Exception as error:
+            log.error("delivery.error", flow=delivery.flow, delivery=delivery.id, exc_info=True)
+            return self._conclude(delivery, replace(outcome, judgement=_unforeseen(error), response=None), probe)
+
+    def _conclude(self, delivery: Delivery, outcome: _Outcome, probe: bool) -> Settlement:
         assert self._config
+        judgement, response = outcome.judgement, outcome.response
         # It may quote an address or an answer, and an answer may echo what it was sent.
         if judgement.note and (note := logs.mask(judgement.note)) != judgement.note:
             judgement = replace(judgement, note=note)
@@ -709,10 +744,10 @@ class Dispatcher:
             delivery,
             judgement,
             schedule=self._config.delivery.schedule,
-            started_at=started_at,
-            now=self._clock(),
+            started_at=outcome.started_at,
+            now=outcome.ended_at,
             chance=random.random(),  # noqa: S311
-            probe=wanted.probe,
+            probe=probe,
             response=response,
         )
 
@@ -749,6 +784,10 @@ def _members(target: _Target) -> int:
     if target.flow.batch is None or target.held:
         return 0
     return target.flow.batch.size - (len(target.gathering.members) if target.gathering else 0)
+
+
+def _unforeseen(error: Exception) -> Judgement:
+    return Judgement(Verdict.PASSING, f"{type(error).__name__} while sending")
 
 
 def _masked(body: bytes) -> bytes:

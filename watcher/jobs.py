@@ -28,8 +28,9 @@ if TYPE_CHECKING:
     from watcher.http.fetcher import Fetcher
     from watcher.resolve import Resolver
     from watcher.scripts import Scripts
-    from watcher.store.db import Database, Operation, Tx
+    from watcher.store.db import Database, Tx
     from watcher.store.jobs import Job
+    from watcher.store.writer import Operation
 
 _log = log.get("jobs")
 

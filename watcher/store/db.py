@@ -4,48 +4,36 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import os
 import sqlite3
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
-from sqlalchemy import Connection, Engine, Table, create_engine, event, exc
+from sqlalchemy import Engine, Table, create_engine, event, exc
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 from tenacity import (
     AsyncRetrying,
-    Retrying,
     retry_if_exception,
     stop_after_attempt,
-    wait_random,
     wait_random_exponential,
 )
 
 from watcher.errors import Damaged, DatabaseFull, StoreError
-from watcher.failpoint import failpoint
 from watcher.models import Instant
+from watcher.store import writer
+from watcher.store.writer import Operation, Writer
 
 T = TypeVar("T")
 Tx = AsyncConnection
 """An open transaction, as those who only pass it on know it."""
-Operation = Callable[[AsyncConnection], Awaitable[T]]
 Dialect = Literal["sqlite", "postgresql"]
-
-BUSY_SECONDS = 5.0  # SQLite waits so long for another process's lock, four times
-GROUP = 256  # operations in one commit at most
-WAL_LIMIT = 32 * 1024 * 1024  # bytes: readers that follow each other without a gap keep SQLite from starting it anew
-WAL_LOOK = 1.0  # seconds from one look at its size to the next
-WAITING = 4096  # operations in the queue; whoever comes next waits for room
 
 _NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "fuse.sshfs", "ncpfs", "afs"})
 _instant = Instant()
@@ -170,25 +158,7 @@ def _is_retryable(error: BaseException) -> bool:
     return isinstance(error, exc.DBAPIError) and _sqlstate(error) in ("40001", "40P01", "55P03")
 
 
-def _is_locked(error: BaseException | None) -> bool:
-    name = getattr(getattr(error, "orig", None), "sqlite_errorname", "")
-    return name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
-
-
 # --- the database -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class _Job:
-    operation: Operation[Any]
-    done: asyncio.Future[Any]
-    alone: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Outcome:
-    result: Any
-    error: Exception | None = None
 
 
 class Database:
@@ -202,18 +172,13 @@ class Database:
         self.url = url
         self.dialect = dialect_of(url)
         self.read_only = read_only
-        self.commits = 0
+        self._commits = 0
         self.attic: Any = None  # where states are that are too large; see `store.states`
-        self._queue: asyncio.Queue[_Job | None] = asyncio.Queue(WAITING)
-        self._task: asyncio.Task[None] | None = None
+        self._writer: Writer | None = None
         if self.dialect == "sqlite":
             self.path = sqlite_path(url)
             self._where = str(self.path)
             self._readers = _sqlite_readers(self.path)
-            self._writers = _sqlite_writer(self.path)
-            self._writer: Connection | None = None
-            self._looked = 0.0  # at the size of the WAL
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="store-writer")  # only it uses the writer
         else:
             self._readers = _postgres_engine(url)
             self._where = self._readers.url.render_as_string(hide_password=True)
@@ -237,13 +202,13 @@ class Database:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise StoreError(f"{self.path.parent}: {error.strerror}: may this user write there?") from error
-            self._task = asyncio.create_task(self._own_the_writer(), name="store-writer")
+            self._writer = Writer(_sqlite_writer(self.path), self.path, self._translated)
             try:
                 await self.write(_nothing)
             except BaseException:
-                await self._stop_writer()
+                await self._writer.close()
                 raise
-            self.commits = 0
+            self._writer.commits = 0
 
     async def _open_postgres(self) -> None:
         async with self.read() as tx:
@@ -257,14 +222,14 @@ class Database:
 
     async def close(self) -> None:
         """Finish what waits, write the WAL back into the file, close every connection."""
-        await self._stop_writer()
+        if self._writer is not None:
+            await self._writer.close()
         await self._readers.dispose()
 
-    async def _stop_writer(self) -> None:
-        if self._task is not None:
-            await self._queue.put(None)
-            await asyncio.gather(self._task, return_exceptions=True)
-            self._task = None
+    @property
+    def commits(self) -> int:
+        """Transactions that were committed since it was opened."""
+        return self._commits + (self._writer.commits if self._writer else 0)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
@@ -311,11 +276,8 @@ class Database:
             raise StoreError(f"{self._where} was opened for reading only")
         if self.dialect == "postgresql":
             return await self._write_postgres(operation, alone)
-        if self._task is None or self._task.done():
-            raise StoreError(f"{self._where} is closed")
-        done: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-        await self._queue.put(_Job(operation, done, alone))
-        return await done
+        assert self._writer is not None
+        return await self._writer.run(operation, alone=alone)
 
     async def _write_postgres(self, operation: Operation[T], alone: bool) -> T:
         with self._translated():
@@ -328,100 +290,8 @@ class Database:
                 with attempt:
                     async with self._readers.begin() as tx:
                         result = await operation(tx)
-        self.commits += 1
+        self._commits += 1
         return result
-
-    async def _own_the_writer(self) -> None:
-        """Take what waits, run it in one transaction, answer; until told to stop."""
-        loop = asyncio.get_running_loop()
-        stopping = False
-        while not stopping:
-            jobs: list[_Job] = []
-            first = await self._queue.get()
-            while first is not None:
-                if not first.done.done():
-                    jobs.append(first)
-                if len(jobs) >= GROUP or self._queue.empty():
-                    break
-                first = self._queue.get_nowait()
-            stopping = first is None
-            if jobs:
-                outcomes = await loop.run_in_executor(self._thread, self._commit_together, jobs)
-                for job, outcome in zip(jobs, outcomes, strict=True):
-                    _answer(job, outcome)
-                if time.monotonic() - self._looked >= WAL_LOOK:
-                    self._looked = time.monotonic()
-                    await loop.run_in_executor(self._thread, self._keep_wal_short)
-                del job, outcome, outcomes  # a commit of 100,000 items must not live on until the next one
-            first = None
-        await loop.run_in_executor(self._thread, self._stop_writing)
-        self._thread.shutdown(wait=False)
-
-    # In the writer's thread. A whole group runs there in one go: handing each statement over and back would cost a
-    # busy event loop more than the database does.
-
-    def _commit_together(self, jobs: list[_Job]) -> list[_Outcome]:
-        if len(jobs) > 1 and not any(job.alone for job in jobs):
-            try:
-                with self._translated(), self._begin() as tx:
-                    results = [_run_here(job.operation, tx) for job in jobs]
-                self.commits += 1
-                return [_Outcome(result) for result in results]
-            except StoreError as error:
-                if _is_locked(error.__cause__):
-                    return [_Outcome(None, error)] * len(jobs)  # nobody is guilty, and each alone would wait as long
-            except Exception:  # noqa: S110 -- one of them is guilty: alone, only that one fails
-                pass
-        return [self._commit_alone(job) for job in jobs]
-
-    def _commit_alone(self, job: _Job) -> _Outcome:
-        try:
-            with self._translated(), self._begin() as tx:
-                result = _run_here(job.operation, tx)
-        except Exception as error:  # whatever it is, somebody waits for an answer
-            return _Outcome(None, error)
-        self.commits += 1
-        return _Outcome(result)
-
-    @contextmanager
-    def _begin(self) -> Iterator[Connection]:
-        """BEGIN IMMEDIATE … COMMIT, waiting for another program's lock."""
-        if self._writer is None or self._writer.invalidated:
-            self._writer = self._writers.connect()
-        for attempt in Retrying(
-            retry=retry_if_exception(_is_locked), stop=stop_after_attempt(4), wait=wait_random(0, 0.3), reraise=True
-        ):
-            with attempt:
-                transaction = self._writer.begin()
-        try:
-            yield self._writer
-            transaction.commit()
-        except BaseException:
-            _roll_back(self._writer)
-            raise
-
-    def _keep_wal_short(self) -> None:
-        """Write a long WAL back and cut it: no new reader needs it then, and those that read now end soon."""
-        wal = self.path.with_name(self.path.name + "-wal")
-        if self._writer is None or not wal.exists() or wal.stat().st_size <= WAL_LIMIT:
-            return
-        with contextlib.suppress(sqlite3.Error, exc.DBAPIError):  # it is tried again after the next look
-            driver = cast(Any, self._writer.connection.driver_connection)
-            driver.execute("PRAGMA busy_timeout=500")
-            try:
-                driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-            finally:
-                driver.execute(f"PRAGMA busy_timeout={int(BUSY_SECONDS * 1000)}")
-
-    def _stop_writing(self) -> None:
-        if self._writer is not None:
-            try:
-                failpoint("mid_checkpoint")
-                cast(Any, self._writer.connection.driver_connection).execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            except (sqlite3.Error, exc.DBAPIError):
-                pass  # the WAL stays beside the file and is read by whoever opens it next
-            self._writer.close()
-        self._writers.dispose()
 
     async def vacuum_into(self, to: Path) -> None:
         """Write a compact copy of a SQLite database into an empty file, beside whatever else goes on."""
@@ -434,7 +304,7 @@ class Database:
 def _vacuum_into(path: Path, to: Path) -> None:
     connection = sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, isolation_level=None)
     try:
-        for pragma in (f"busy_timeout={int(BUSY_SECONDS * 1000)}", "wal_autocheckpoint=0"):
+        for pragma in (f"busy_timeout={int(writer.BUSY_SECONDS * 1000)}", "wal_autocheckpoint=0"):
             connection.execute(f"PRAGMA {pragma}")
         connection.execute("VACUUM INTO ?", (str(to),))
     finally:
@@ -443,52 +313,6 @@ def _vacuum_into(path: Path, to: Path) -> None:
 
 async def _nothing(tx: AsyncConnection) -> None:
     """A transaction that only proves that the database can be written."""
-
-
-class _Here:
-    """A connection as operations know it, whose statements run at once in this thread: no await of it ever waits."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-        self.dialect = connection.dialect
-
-    async def execute(self, statement: Any, parameters: Any = None) -> Any:
-        return self._connection.execute(statement, parameters)
-
-    async def exec_driver_sql(self, statement: str, parameters: Any = None) -> Any:
-        return self._connection.exec_driver_sql(statement, parameters)
-
-    async def scalar(self, statement: Any, parameters: Any = None) -> Any:
-        return self._connection.scalar(statement, parameters)
-
-    async def run_sync(self, work: Callable[..., T], *arguments: Any) -> T:
-        return work(self._connection, *arguments)
-
-
-def _run_here(operation: Operation[T], connection: Connection) -> T:
-    """Run an operation to its end in this thread. It may await its transaction and nothing else."""
-    steps = operation(cast(AsyncConnection, _Here(connection))).__await__()
-    try:
-        next(steps)
-    except StopIteration as end:
-        return cast(T, end.value)
-    raise RuntimeError("a write may await its transaction and nothing else: do the rest before or after it")
-
-
-def _roll_back(connection: Connection) -> None:
-    try:
-        connection.rollback()
-    except exc.DBAPIError:
-        connection.invalidate()
-
-
-def _answer(job: _Job, outcome: _Outcome) -> None:
-    if job.done.done():
-        return
-    if outcome.error is not None:
-        job.done.set_exception(outcome.error)
-    else:
-        job.done.set_result(outcome.result)
 
 
 # --- engines ----------------------------------------------------------------------------------------------------------
@@ -520,7 +344,7 @@ def _set_up(engine: Engine, begin: str, *pragmas: str) -> None:
     def _(connection: Any, _record: Any) -> None:
         connection.isolation_level = None  # else the driver begins transactions of its own, too late and too weak
         cursor = connection.cursor()
-        for pragma in (f"busy_timeout={int(BUSY_SECONDS * 1000)}", "foreign_keys=ON", *pragmas):
+        for pragma in (f"busy_timeout={int(writer.BUSY_SECONDS * 1000)}", "foreign_keys=ON", *pragmas):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
