@@ -442,7 +442,7 @@ class Ours(Engine):
     def runs(self) -> list[str]:
         http = Http(self.url)
         http.headers["authorization"] = f"Bearer {self.token}"
-        return [http("GET", f"/api/w/main/jobs_u/get/{id}")["args"]["id"] for id, _, _ in self.jobs()]
+        return [http("GET", f"/api/w/main/jobs_u/get/{id}")["args"].get("id", f"? {id}") for id, _, _ in self.jobs()]
 
     def remarks(self) -> str:
         until(lambda: all(status not in ("queued", "running") for *_, status in self.jobs()), 60, "all ran")
