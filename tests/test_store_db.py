@@ -14,8 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from tests.support.postgres import Postgres
 from tests.support.store import NOW, ended, know, proposal, start_python
 from watcher.errors import Conflict, Damaged, DatabaseFull, StoreError
-from watcher.store import db as store_db
-from watcher.store import meta, migrate, runs, states, watchers
+from watcher.store import meta, migrate, runs, states, watchers, writer
 from watcher.store.db import Database, lock, network_filesystem
 
 
@@ -258,7 +257,7 @@ async def test_file_locked_by_another_program_is_waited_for(sqlite_db: Database,
 async def test_file_locked_for_too_long_is_an_error_that_names_the_holder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_db, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(writer, "BUSY_SECONDS", 0.05)
     path = tmp_path / "watcher.db"
     db = await Database.open(f"sqlite:///{path}")
     await migrate.upgrade(db, backup_to=None, now=NOW)
