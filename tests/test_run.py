@@ -68,6 +68,25 @@ async def test_a_change_is_sent_with_what_it_was_before(bench: Bench) -> None:
     assert (removed.change, removed.payload) == ("removed", {"item": a(2)})
 
 
+async def test_each_run_of_a_labelled_script_has_an_empty_shared_directory_that_goes_with_it(bench: Bench) -> None:
+    bench.configure(first_run=ALL, args={})
+    bench.script("""
+        from watcher import shared, trigger
+
+        @trigger(key="id")
+        def main():
+            (shared() / "download").write_text("x")
+            return [{"id": str(shared()), "holds": [path.name for path in shared().iterdir()]}]
+        """)
+    await bench.runner.run("w")
+    await bench.runner.run("w")
+    first, second = [item.payload["item"] for item in await bench.found()]
+    assert (first["holds"], second["holds"]) == (["download"], ["download"])
+    assert first["id"] != second["id"]
+    assert not Path(first["id"]).parent.exists()
+    assert not Path(second["id"]).parent.exists()
+
+
 async def test_a_renamed_watcher_keeps_its_memory_and_its_ids(bench: Bench) -> None:
     bench.configure(first_run=ALL)
     await bench.run(a(1))

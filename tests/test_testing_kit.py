@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from watcher import get_resource, get_state, get_variable, http, set_state, trigger
+from watcher import get_resource, get_state, get_variable, http, set_state, shared, trigger
 from watcher.errors import TriggerError
 from watcher.testing import FakeSource, Trial, conform, request_params, run
 from watcher.values import UNSET, Json, Request, Response
@@ -224,3 +224,20 @@ def test_a_failure_names_its_seed_and_tells_its_story() -> None:
         conform(windmill, source=lambda: FakeSource(size=1000), troubles=("ties",), seeds=[3])
     assert str(caught.value).startswith("seed 3: ")
     assert "made " in str(caught.value)
+
+
+def test_a_script_finds_an_empty_shared_directory_in_each_call_of_a_test_too() -> None:
+    @trigger(key="id")
+    async def main(fails: bool = False) -> list[Json]:
+        assert list(shared().iterdir()) == []
+        (shared() / "a").write_text("a")
+        if fails:
+            raise OSError(str(shared()))
+        return [{"id": str(shared())}]
+
+    (first,), (second,) = run(main).keys, run(main).keys
+    assert first != second
+    assert not Path(first).exists()
+    with pytest.raises(TriggerError) as caught:
+        run(main, {"fails": True})
+    assert not Path(str(caught.value.__cause__)).exists()

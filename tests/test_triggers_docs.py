@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sqlite3
+import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from tests.support.scripts import FakeHost
 from tests.support.site import Site
 from tests.support.watching import TRIGGERS, Web, fetcher
 from watcher.scripts import Call, Scripts
+from watcher.scripts.shared import on_demand
 from watcher.values import ScriptSettings
 
 TEXT = (Path(__file__).parent.parent / "docs" / "triggers.md").read_text()
@@ -59,6 +62,19 @@ async def test_the_script_in_windmills_way(scripts: Scripts, tmp_path: Path) -> 
     listing = await scripts.call(call, FakeHost())
     assert [entry.item for entry in listing.entries] == [{"id": 1, "row": [1, "a"]}, {"id": 2, "row": [2, "b"]}]
     assert listing.state == 2
+
+
+async def test_the_script_with_a_shared_directory(scripts: Scripts, tmp_path: Path) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as file:
+        file.writestr("orders.csv", "id,total\n7,12\n")
+    async with Site() as site, on_demand() as shared:
+        url = site.on("/orders.zip", lambda asked: s.Answer(body=archive.getvalue()))
+        web = Web(fetcher())
+        listing = await scripts.call(Call(written(tmp_path, 3), {"url": url}, shared=shared), web)
+        assert [entry.item for entry in listing.entries] == [{"id": "7", "total": "12"}]
+        assert {path.name for path in shared().iterdir()} == {"orders.csv", "orders.zip"}
+        await web.fetcher.close()
 
 
 def test_the_tests_of_the_page_pass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from watcher.context import gap, get_resource, get_state, get_state_path, get_variable, set_state
+from watcher.context import gap, get_resource, get_state, get_state_path, get_variable, set_state, shared
 from watcher.trigger import trigger
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ __all__ = [
     "postgres",
     "redis",
     "set_state",
+    "shared",
     "trigger",
 ]
 

@@ -9,6 +9,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from watcher.errors import TriggerError
@@ -134,6 +135,10 @@ class Context(ABC):
     def get_variable(self, path: str) -> str: ...
 
     @abstractmethod
+    def shared(self) -> Path:
+        """The job's shared directory."""
+
+    @abstractmethod
     async def fetch(self, request: Request, options: FetchOptions) -> Response: ...
 
     @abstractmethod
@@ -152,6 +157,9 @@ class LoopContext(Context):
 
     def get_variable(self, path: str) -> str:
         raise TriggerError(f'in the loop a variable comes as an argument: "$var:{path}"', kind="arguments")
+
+    def shared(self) -> Path:
+        raise TriggerError("in the loop nothing is written to a disk: leave out `loop=True`", kind="arguments")
 
     async def fetch(self, request: Request, options: FetchOptions) -> Response:
         return await self._host.fetch(request, options)
@@ -177,6 +185,7 @@ class RemoteContext(Context):
         super().__init__(**rest)
         self._channel = channel
         self._kept = kept
+        self._shared: Path | None = None
 
     def get_state(self, path: str | None = None) -> Json:
         if not self._kept:
@@ -195,6 +204,11 @@ class RemoteContext(Context):
 
     def get_variable(self, path: str) -> str:
         return str(self._channel.ask({"op": "variable", "path": _path(path, "$var:")}).result()[0]["value"])
+
+    def shared(self) -> Path:
+        if self._shared is None:
+            self._shared = Path(self._channel.ask({"op": "shared"}).result()[0]["value"])
+        return self._shared
 
     async def fetch(self, request: Request, options: FetchOptions) -> Response:
         import asyncio
@@ -272,6 +286,12 @@ def gap(text: str) -> None:
     """Tell that something may have been missed, and why: the run is marked with it, and a warning is logged."""
     reach = current()
     reach.gap = f"{reach.gap}; {text}" if reach.gap else str(text)
+
+
+def shared() -> Path:
+    """An empty directory that is this run's own and goes with it; the steps of a flow share one. Where a script starts
+    in a directory of its own, it is that one's ``./shared``."""
+    return current().shared()
 
 
 def get_state_path() -> str:

@@ -377,9 +377,11 @@ class Runner:
         )
         if own_folder:
             async with shared.own_folder() as folder:
-                listing, staged = await self._call(replace(call, cwd=folder), host, session)
+                here = replace(call, cwd=folder, shared=lambda: folder / "shared")
+                listing, staged = await self._call(here, host, session)
         else:
-            listing, staged = await self._call(call, host, session)
+            async with shared.on_demand() as made:
+                listing, staged = await self._call(replace(call, shared=made), host, session)
         if replace(listing.label, doc="") != replace(described.label, doc=""):
             raise _Edited(
                 f"{watcher.script.name} was edited while it ran: the next run takes it as it is", kind="edited"

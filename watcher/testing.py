@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import random
+import tempfile
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -102,6 +103,18 @@ class _Reach(Context):
     def __init__(self, trial: Trial) -> None:
         super().__init__(state=trial.memory.state, state_path="f/watchers/test")
         self._trial = trial
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def shared(self) -> Path:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="watcher-test-")
+        return Path(self._folder.name)
+
+    def close(self) -> None:
+        super().close()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
     def get_resource(self, path: str) -> Json:
         return _given(self._trial.resources, path.removeprefix("$res:"), "resource")

@@ -19,6 +19,7 @@ from watcher.scripts.loading import Version, version
 from watcher.scripts.loop import Loop, wants_loop
 from watcher.scripts.pool import Pool
 from watcher.scripts.python import Python
+from watcher.scripts.shared import sweep
 from watcher.scripts.typescript import SUFFIXES, TypeScript
 from watcher.values import Json, Listing, ScriptSettings, StepResult
 
@@ -50,7 +51,8 @@ class Scripts:
         self._described: dict[Path, tuple[Version, Described]] = {}
 
     async def start(self) -> None:
-        """Nothing is started before it is needed."""
+        """Nothing is started before it is needed; what a killed process left behind is removed."""
+        await asyncio.to_thread(sweep)
 
     async def close(self) -> None:
         """End every worker process, and whatever the scripts in them started."""
@@ -89,7 +91,9 @@ class Scripts:
         host: Host,
     ) -> StepResult:
         """Run one step of a flow. Its main is given what it names of ``args``; all of it if it takes one argument."""
-        return await self._runtime(script).step(Call(script, args, env=env or {}, timeout=timeout, cwd=cwd), host)
+        shared = None if cwd is None else lambda: cwd / "shared"
+        call = Call(script, args, env=env or {}, timeout=timeout, cwd=cwd, shared=shared)
+        return await self._runtime(script).step(call, host)
 
     async def _with_tap(self, script: Path, args: Mapping[str, Json]) -> Mapping[str, Json]:
         """The arguments of the built-in for Singer taps, its tap installed; those of any other script as they are."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -30,6 +30,7 @@ class Call:
     cursor: str | None = None
     since: Json = None  # given to a main that declares it: the furthest point reached, None at first
     cwd: Path | None = None  # None: the service's own
+    shared: Callable[[], Path] | None = None  # the job's shared directory, which may be made when it is asked for
     workspace: str = "main"
     job_id: str = ""
 

@@ -167,7 +167,7 @@ async def run(
             command,
             memory=call.memory_limit + allowance,
             cpu=processor_time(call),
-            env={**pool.env, **env, **call.env},
+            env={**pool.env, **env, **({"WM_SHARED": str(call.shared())} if call.shared else {}), **call.env},
             cwd=call.cwd,
             shared=looks_for_shared(call.script),
         )

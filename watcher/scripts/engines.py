@@ -41,7 +41,7 @@ class Engine(Protocol):
 
 
 class Deno:
-    """With permissions: the network, the script's own folder, ./shared and /shared."""
+    """With permissions: the network, the script's own folder and the job's shared directory."""
 
     def __init__(self, program: str, folder: Path) -> None:
         self._program = program
@@ -60,7 +60,7 @@ class Deno:
         return await _done([*cache, run], folder, self.env())
 
     def command(self, call: Call, folder: Path) -> list[str]:
-        shared = places(call.cwd)
+        shared = places(call)
         heap = max(16, call.memory_limit // (1024 * 1024))
         return [
             self._program, "run", "--quiet", "--no-prompt", "--cached-only", "--frozen", *_deno_options(folder),

@@ -81,7 +81,7 @@ class Python:
         seconds = call.timeout.total_seconds()
         interpreter = await self._environments.of_script(call.script)
         async with self._pool.process(call.script, call.memory_limit, seconds, interpreter) as process:
-            talk = _Talk(process, call.script, host, self._settings)
+            talk = _Talk(process, call, host, self._settings)
             order = self._order(op, call) | {"kept": talk.keeper is not None}
             loop = asyncio.get_running_loop()
             watching = loop.call_later(WATCH, process.watch)
@@ -124,12 +124,12 @@ class Python:
 class _Talk:
     """The exchange of one run: what the script asks is answered, what it lists is gathered. It is never trusted."""
 
-    def __init__(self, process: Process, script: Path, host: Host, settings: ScriptSettings) -> None:
+    def __init__(self, process: Process, call: Call, host: Host, settings: ScriptSettings) -> None:
         self.message: Message = {}
         self.entries: list[Entry] = []
         self.logs = ""
         self._process = process
-        self._script = script
+        self._shared = call.shared
         self._host = host
         self.keeper: Keeper | None = cast(Keeper, host) if hasattr(host, "stage") else None
         self._settings = settings
@@ -158,7 +158,7 @@ class _Talk:
         match message["op"]:
             case "page":
                 await self._entries(message)
-            case "fetch" | "resource" | "variable" | "state" | "stage":
+            case "fetch" | "resource" | "variable" | "state" | "stage" | "shared":
                 if len(self._answering) >= AT_ONCE:
                     await asyncio.wait(self._answering, return_when=asyncio.FIRST_COMPLETED)
                 task = asyncio.create_task(self._answer(message, blob))
@@ -193,6 +193,10 @@ class _Talk:
                 body = response.body
             elif message["op"] == "resource":
                 answer["value"] = await self._host.resource(str(message["path"]))
+            elif message["op"] == "shared":
+                if self._shared is None:
+                    raise TriggerError("shared: this call has no directory of its own", kind="arguments")
+                answer["value"] = str(self._shared())
             elif message["op"] == "state" and self.keeper is not None:
                 value = await self.keeper.state(str(message["path"]))
                 answer |= {} if value is UNSET else {"value": value}
