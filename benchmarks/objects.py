@@ -1,5 +1,5 @@
 """Object storage through the service beside obstore on the same storage directly: a large object, many small ones,
-and Polars reading parquet.
+and Polars reading parquet. Each way through the service has the same goal, by itself.
 
 python benchmarks/objects.py [--size MIB] [--small COUNT] [--rounds N] [--kind s3|folder]
 """
@@ -30,6 +30,8 @@ from tests.support.servers import SeaweedFS
 MIB = 1024 * 1024
 BLOCK = bytes(range(256)) * (8 * MIB // 256)
 AT_ONCE = 16
+SPEED = 0.8
+"""Of obstore's directly: what each way through the service is to reach."""
 
 CONFIG = """
 database = "sqlite:///{where}/watcher.db"
@@ -147,7 +149,7 @@ def timed(do: Callable[[], Any]) -> Once:
 
 
 async def compare(report: Report, title: str, kinds: dict[str, Callable[[], Any]], rounds: int, bytes: int = 0) -> None:
-    """Print all; the first is the floor. For bytes the goal is 0.8 of its speed."""
+    """Print all; the first is the floor. Where bytes are counted each of the others is to reach SPEED of it."""
     print(f"\n{title}")
     for do in kinds.values():
         await do()  # what is connected and compiled once
@@ -156,9 +158,9 @@ async def compare(report: Report, title: str, kinds: dict[str, Callable[[], Any]
     for kind, t in figures.items():
         speed = f"{bytes / MIB / t.wall:8.0f} MiB/s" if bytes else ""
         report.line(kind, f"{t.wall * 1e3:9.0f} ms  {figures[floor].wall / t.wall:5.2f} of the floor  {speed}")
-    if bytes:
-        best = min(t.wall for kind, t in figures.items() if kind != floor)
-        report.goal("times the floor (0.8 of its speed)", best / figures[floor].wall, 1.25)
+    for kind, t in figures.items():
+        if bytes and kind != floor:
+            report.goal(f"  {kind}: times the floor ({SPEED} of its speed)", t.wall / figures[floor].wall, 1 / SPEED)
 
 
 async def large(report: Report, place: Place, size: int, rounds: int) -> None:

@@ -12,6 +12,9 @@ MAX_HEAD = 64 * 1024
 SHORT = 64 * 1024
 """Bytes that are copied to go out in one piece; longer ones go out as they are."""
 
+MAX_WAITING = 256 * 1024
+"""Bytes of a body that wait for the application before no more are read."""
+
 _TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -70,6 +73,16 @@ class Bounded(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._head, self._inside = 0, True
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """As uvicorn does it, which copies each piece twice and stops reading behind each: files come this way."""
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body = cycle.body + body if cycle.body else body  # type: ignore[assignment]  # it is only read
+        if len(cycle.body) > MAX_WAITING:
+            self.flow.pause_reading()
+        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         self._head, self._inside = 0, False

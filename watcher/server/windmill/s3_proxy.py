@@ -44,6 +44,7 @@ _log = log.get("s3_proxy")
 ROOM = "_wm_bucket_"
 REGION = "us-east-1"
 SMALL = 1024 * 1024  # bytes of an object that is held whole: one request to the storage instead of several
+BATCH = 512 * 1024  # bytes of a body that are verified at once
 MOST_XML = 4 * 1024 * 1024
 MOST_UNREAD = 8 * 1024 * 1024  # bytes of a refused body that are still taken in, so that the client sees the answer
 PATIENCE = 5.0  # seconds until a client that waits for its upload to be put together hears that we are at it
@@ -126,12 +127,20 @@ class Call:
     async def content(self) -> AsyncIterator[bytes]:
         """The body, verified: nothing may be kept of it before this has ended."""
         try:
-            async for chunk in self.request.stream():
-                for piece in self.body.feed(chunk):
+            async for chunks in _gathered(self.request.stream(), BATCH):
+                for piece in await self._fed(chunks):
                     yield piece
         except ClientDisconnect as error:
             raise Refusal("IncompleteBody", "the connection broke off in the middle of the body") from error
         self.body.finish()
+
+    async def _fed(self, chunks: Sequence[bytes]) -> list[bytes]:
+        """What of these belongs to the object. Much is summed in a thread, while more comes in."""
+
+        def feed() -> list[bytes]:
+            return [piece for chunk in chunks for piece in self.body.feed(chunk)]
+
+        return feed() if sum(map(len, chunks)) < BATCH else await asyncio.to_thread(feed)
 
     async def text(self) -> bytes:
         """A body that is XML."""
@@ -558,6 +567,19 @@ def _untoken(token: str) -> str:
         return urlsafe_b64decode(token.encode()).decode()
     except ValueError:
         raise Refusal("InvalidArgument", "this continuation token is none of ours") from None
+
+
+async def _gathered(body: AsyncIterator[bytes], least: int) -> AsyncIterator[list[bytes]]:
+    """The chunks of a stream, so many together that they have ``least`` bytes."""
+    waiting: list[bytes] = []
+    size = 0
+    async for chunk in body:
+        waiting.append(chunk)
+        size += len(chunk)
+        if size >= least:
+            yield waiting
+            waiting, size = [], 0
+    yield waiting
 
 
 class _Kept:
