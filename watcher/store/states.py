@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
+from importlib import import_module
 from typing import Any, Protocol
 
 from sqlalchemy import delete, func, insert, select, update
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from watcher import ids
@@ -188,14 +188,18 @@ async def swap(
     if expected:
         statement: Any = update(state).where(state.c.watcher_id == number, state.c.version == expected).values(values)
     else:
-        dialect = postgresql if is_postgres(tx) else sqlite
-        statement = dialect.insert(state).values(watcher_id=number, **values).on_conflict_do_nothing()
+        statement = _insert(tx)(state).values(watcher_id=number, **values).on_conflict_do_nothing()
     if (await tx.execute(statement.returning(state.c.version))).first() is None:
         raise Conflict(f"watchers.{name}: another run committed first; this one is dropped and nothing of it is kept")
     await tx.execute(insert(state_history).values(watcher_id=number, note=note, **values))
     h = state_history.c
     await tx.execute(delete(state_history).where(h.watcher_id == number, h.version <= new - max(keep, 1)))
     return new
+
+
+def _insert(tx: AsyncConnection) -> Any:
+    """The dialect's own, which knows ON CONFLICT; imported here, because loading PostgreSQL's takes a while."""
+    return import_module(f"sqlalchemy.dialects.{tx.dialect.name}").insert
 
 
 async def _newest(tx: AsyncConnection, number: int) -> int:
