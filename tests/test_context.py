@@ -121,3 +121,8 @@ def test_what_a_script_imports_is_all_there_and_light() -> None:
         subprocess.run([sys.executable, "-c", code], check=True)
     code = "import sys, watcher; print(len([m for m in sys.modules if m.startswith(('asyncio', 'pydantic', 'sql'))]))"
     assert subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout == "0\n"
+
+
+def test_a_built_in_in_the_loop_has_no_shared_directory() -> None:
+    with context.use(loop_context()), pytest.raises(TriggerError, match="in the loop nothing is written to a disk"):
+        watcher.shared()

@@ -134,9 +134,9 @@ class Context(ABC):
     @abstractmethod
     def get_variable(self, path: str) -> str: ...
 
-    @abstractmethod
     def shared(self) -> Path:
-        """The job's shared directory."""
+        """The job's shared directory. TriggerError of kind ``arguments`` where there is none."""
+        raise TriggerError("shared: this call has no directory of its own", kind="arguments")
 
     @abstractmethod
     async def fetch(self, request: Request, options: FetchOptions) -> Response: ...
