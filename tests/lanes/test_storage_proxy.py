@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support import windmill
-from tests.support.servers import SeaweedFS, missing
+from tests.support.servers import Azurite, SeaweedFS, missing
 from tests.support.windmill import NEWEST, NPM, Place, Said, place, python
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
@@ -50,10 +50,14 @@ def direct(lake: SeaweedFS) -> dict[str, Any]:
 
 
 def config(kind: str, lake: SeaweedFS, more: str = "") -> str:
-    value = ", ".join(f"{name} = {json.dumps(each)}" for name, each in lake.resource.items())
     storage = 'kind = "s3"\nresource = "u/admin/lake"' if kind == "s3" else 'kind = "folder"'
+    return configured(storage, "s3", lake.resource, more)
+
+
+def configured(storage: str, type: str, resource: dict[str, Any], more: str = "") -> str:
+    value = ", ".join(f"{name} = {json.dumps(each)}" for name, each in resource.items())
     return (
-        f'{windmill.CONFIG}\n[resources."u/admin/lake"]\ntype = "s3"\nvalue = {{ {value} }}\n'
+        f'{windmill.CONFIG}\n[resources."u/admin/lake"]\ntype = "{type}"\nvalue = {{ {value} }}\n'
         f"[storage]\n{storage}\npermissions = {EVERYTHING}\n{more}"
     )
 
@@ -162,6 +166,19 @@ async def test_boto3_does_all_that_people_do_with_a_bucket(tmp_path: Path, lake:
         await here.let_go([])
         said = await python(NEWEST, BOTO3, env)  # whose job is over
         assert "Error" in said.err
+
+
+async def test_boto3_does_the_same_with_a_container_of_azure(tmp_path: Path, azurite: Azurite) -> None:
+    resource = azurite.create()
+    storage = 'kind = "azure_blob"\nresource = "u/admin/lake"'
+    async with place(tmp_path, configured(storage, "azure_blob", resource)) as here:
+        env = {**await here.job(), "HOME": str(tmp_path), "LAKE_SECRET": resource["accessKey"]}
+        bucket, codes = await client(BOTO3, env)
+        assert bucket == resource["containerName"]
+        assert codes == ["NoSuchKey", "NoSuchBucket", "404", "NotImplemented", "SignatureDoesNotMatch"]
+        with azurite.client().get_container_client(bucket) as container:
+            assert {"boto/a b+ü=&.bin", "boto/big", "boto/copy"} <= {blob.name for blob in container.list_blobs()}
+        assert list(here.where.rglob("uploads/*")) == []
 
 
 # --- Polars, s3fs, DuckDB ---------------------------------------------------------------------------------------------

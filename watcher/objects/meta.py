@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-CHUNK = 1024 * 1024
+CHUNK = 2 * 1024 * 1024
 """Bytes that are read or written at once."""
 
 Body = bytes | AsyncIterator[bytes]

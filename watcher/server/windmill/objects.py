@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from contextlib import aclosing
 from functools import partial
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
-from starlette.types import Receive, Scope, Send
 
-from watcher import log
 from watcher.errors import ObjectsError
-from watcher.objects import Action, Meta, Reading, Storage, Who, bounded, new_key, parse_key, quoted
+from watcher.objects import Action, Meta, Storage, Who, bounded, new_key, parse_key, quoted
+from watcher.server.windmill.content import Content
 from watcher.server.windmill.desk import Desk, Endpoint, changing, said, when, who, who_is
 from watcher.store import resources as resource_store
 from watcher.values import Json
-
-_log = log.get("server")
 
 _STATUS = {
     "no_storage": 500,  # Windmill's own
@@ -82,7 +78,8 @@ async def download(desk: Desk, request: Request) -> Response:
     storage, key = await _object(desk, request, "read")
     if request.method == "HEAD":
         return _HeadOnly(_described(await storage.head(key)))
-    return Streamed(await storage.get(key))
+    reading = await storage.get(key)
+    return Content(200, _described(reading.meta), reading)
 
 
 async def upload(desk: Desk, request: Request) -> Response:
@@ -335,26 +332,3 @@ class _HeadOnly(Response):
 
     def __init__(self, headers: dict[str, str]) -> None:
         super().__init__(headers=headers)
-
-
-class Streamed(StreamingResponse):
-    """An object on its way out. However it ends, the object is let go."""
-
-    def __init__(self, reading: Reading) -> None:
-        self._reading = reading
-        super().__init__(_until_the_end(reading), headers=_described(reading.meta))
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        except ObjectsError as error:
-            # The connection closes before the length that was announced is reached, which no client takes for the end.
-            _log.warning("object.cut", key=self._reading.meta.key, error=str(error))
-        finally:
-            self._reading.close()
-
-
-async def _until_the_end(reading: Reading) -> AsyncIterator[bytes]:
-    async with aclosing(aiter(reading)) as chunks:
-        async for chunk in chunks:
-            yield chunk

@@ -32,6 +32,7 @@ from watcher.objects import Action, Meta, Reading, Storage, Who, bounded, parse_
 from watcher.server.guard import JOB_SCOPES, Principal
 from watcher.server.windmill import s3_xml as xml
 from watcher.server.windmill import sigv4
+from watcher.server.windmill.content import Content
 from watcher.server.windmill.desk import Desk, who_is
 from watcher.server.windmill.s3_ahead import Ahead, heard
 from watcher.server.windmill.s3_parts import Part, Parts, Upload, room
@@ -745,42 +746,6 @@ def _date(text: str | None) -> datetime | None:
     except ValueError:
         return None
     return found if found.tzinfo else None
-
-
-class Content(Response):
-    """An object on its way: a chunk is sent while the next is read, no faster than the client takes them, and no longer
-    than it is there."""
-
-    def __init__(self, status: int, headers: Mapping[str, str], reading: Reading | None) -> None:
-        super().__init__(status_code=status)
-        self.raw_headers = [(name.encode(), value.encode("latin-1", "replace")) for name, value in headers.items()]
-        self._reading = reading
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        if self._reading is not None:
-            await self._send(self._reading, receive, send)
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _send(self, reading: Reading, receive: Receive, send: Send) -> None:
-        gone = asyncio.ensure_future(_gone(receive))
-        chunks = aiter(reading)
-        following = asyncio.ensure_future(anext(chunks, None))
-        try:
-            while (chunk := await following) is not None and not gone.done():
-                following = asyncio.ensure_future(anext(chunks, None))
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-        finally:
-            gone.cancel()
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
-            await chunks.aclose()
-            reading.close()
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 class _Slow(Response):
