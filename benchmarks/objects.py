@@ -12,7 +12,7 @@ import http.client
 import json
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -148,10 +148,12 @@ def timed(do: Callable[[], Any]) -> Once:
     return once
 
 
-async def compare(report: Report, title: str, kinds: dict[str, Callable[[], Any]], rounds: int, bytes: int = 0) -> None:
+async def compare(
+    report: Report, title: str, kinds: Mapping[str, Callable[[], Any]], rounds: int, bytes: int = 0, warm: bool = True
+) -> None:
     """Print all; the first is the floor. Where bytes are counted each of the others is to reach SPEED of it."""
-    print(f"\n{title}")
-    for do in kinds.values():
+    print(f"\n{title}", flush=True)
+    for do in kinds.values() if warm else ():
         await do()  # what is connected and compiled once
     figures = await interleave({kind: timed(do) for kind, do in kinds.items()}, rounds)
     floor = next(iter(kinds))
@@ -191,7 +193,7 @@ async def small(report: Report, place: Place, count: int, rounds: int) -> None:
     ways = {"obstore directly": place.direct, "obstore through the proxy": place.proxy}
     for title, one in (("written", put_small), ("read", get_small)):
         kinds = {kind: partial(many, store, count, one) for kind, store in ways.items()}
-        await compare(report, f"{count:,} objects of 1 KiB {title}, {AT_ONCE} at once", kinds, rounds)
+        await compare(report, f"{count:,} objects of 1 KiB {title}, {AT_ONCE} at once", kinds, rounds, warm=False)
     await compare(report, "listed", {kind: partial(listed, store, count) for kind, store in ways.items()}, rounds)
 
 
