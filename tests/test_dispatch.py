@@ -20,7 +20,7 @@ from watcher.errors import DatabaseFull
 from watcher.http.sender import Sender
 from watcher.store import flows as flow_store
 from watcher.store.db import Database
-from watcher.values import Flow, Request, Response
+from watcher.values import Flow, Judgement, Request, Response, Verdict
 
 
 def item(request: Received) -> Any:
@@ -308,6 +308,23 @@ async def test_a_flow_that_only_fails_is_asked_for_a_sign_of_life_and_spared_unt
             rows = await bench.until_done()
             assert {row.status for row in rows} == {"delivered"}
             assert bench.dispatcher._targets["hook"].failures == 0
+
+
+async def test_what_began_before_a_rest_and_fails_after_it_makes_the_next_no_longer(
+    sqlite_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "BROKEN", 1)
+    async with dispatching(sqlite_db, Flow("hook", url="http://127.0.0.1:9/"), started=False) as bench:
+        bench.dispatcher._follow(bench.config)
+        target = bench.dispatcher._targets["hook"]
+        failed = Judgement(Verdict.PASSING, "no answer")
+        began = time.monotonic()
+        bench.dispatcher._mind(target, failed, None, began)
+        target.closed_until = time.monotonic()  # the rest is over
+        bench.dispatcher._mind(target, failed, None, began)
+        assert target.rests == 1
+        bench.dispatcher._mind(target, failed, None, time.monotonic())
+        assert target.rests == 2
 
 
 async def test_a_process_that_slept_past_its_lease_settles_nothing(db: Database) -> None:

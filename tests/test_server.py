@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tests.support.scripts import write
 from watcher.errors import StoreError
@@ -344,6 +344,37 @@ async def test_a_head_does_not_wait_for_a_body_that_is_long_in_coming() -> None:
     head, rest = await answered_by(application, ask)
     assert head.endswith(b"\r\n\r\n")
     assert rest == b"x" * 300_000
+
+
+@pytest.mark.parametrize("came", [b"", b'{"id": ', b'{"id": "k1"}'], ids=["nothing", "half", "all but its end"])
+async def test_a_sender_that_dies_before_its_body_is_read_starts_nothing(here: Site, came: bytes) -> None:
+    id, whole = str(uuid4()), b'{"id": "k1"}'
+    messages = [{"type": "http.request", "body": came, "more_body": True}] if came else []
+    told = []
+
+    async def receive() -> Message:
+        return messages.pop() if messages else {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        told.append(message)
+
+    head = {"host": "127.0.0.1", "authorization": "Bearer all", "content-length": str(len(whole))}
+    scope = {
+        "type": "http",
+        "http_version": "1.1",
+        "method": "POST",
+        "path": RUN,
+        "raw_path": RUN.encode(),
+        "root_path": "",
+        "scheme": "http",
+        "query_string": f"job_id={id}".encode(),
+        "headers": [(name.encode(), value.encode()) for name, value in head.items()],
+    }
+    await here.application(scope, receive, send)
+    assert not told
+    again = await here.client.post(RUN, params={"job_id": id}, content=whole)
+    assert again.status_code == 201, "the same request, sent again, is the first that is known"
+    assert (await here.client.get(f"/api/w/main/jobs_u/get/{id}")).json()["args"] == {"id": "k1"}
 
 
 @pytest.mark.parametrize("body", [b"{", b"[1,", b"nul", b"\xff", b'{"a": NaN}', b"[" * 100_000])

@@ -38,10 +38,11 @@ RECONCILE = 2.0  # seconds; wake-ups are only hints, so the database is asked no
 SURVEY = 60.0  # seconds; how often pending deliveries of unknown flows are looked for
 BUSY_PAUSE = 300.0  # seconds; a flow that answers 429 is left alone for as long as it asks, but no longer than this
 BROKEN = 20  # attempts in a row that failed: the flow rests, and is then asked with one request at a time
-REST = (1.0, 60.0)  # seconds; its first rest, doubled each time, and its longest
+REST = (1.0, 60.0)  # seconds; its first rest and its longest
+REST_GROWTH = 1.25  # each rest is a quarter of the outage so far: a flow that is back waits no longer than that
 MARGIN = timedelta(seconds=15)  # between the end of the slowest request and the end of its lease
 FRESH = 1.0  # seconds; for so long a request that was made ahead may be sent
-MAKING = 0.005  # seconds; how long the loop may make requests ahead in one go
+MAKING = 0.02  # seconds; how long the loop may make requests ahead in one go
 STORE_PAUSE = (0.5, 10.0)  # seconds; first and longest pause when the database cannot be written
 
 NO_SUCH_FLOW = "no such flow in the configuration"
@@ -667,7 +668,7 @@ class Dispatcher:
                 judgement, response = await wanted.target.courier.attempt(
                     delivery, ready.resolved, started_at, ready.made if begun < ready.stale else None
                 )
-                self._mind(wanted.target, judgement, response)
+                self._mind(wanted.target, judgement, response, begun)
                 outcome = _Outcome(judgement, started_at, self._clock(), response, time.monotonic() - begun)
         except asyncio.CancelledError:
             pass  # at the end of the grace of a drain: it goes back and will be sent again under the same id
@@ -688,7 +689,7 @@ class Dispatcher:
                 tried = [Tried(each, resolved) for each in members]
             for each in tried:
                 if each.judgement:
-                    self._mind(wanted.target, each.judgement, each.response)
+                    self._mind(wanted.target, each.judgement, each.response, begun)
                     outcomes[each.delivery.seq] = _Outcome(each.judgement, started_at, self._clock(), each.response)
         except asyncio.CancelledError:
             pass
@@ -698,14 +699,14 @@ class Dispatcher:
         metrics.delivery_seconds.observe(time.monotonic() - begun)
         self._end(wanted, [_Ended(each, outcomes.get(each.seq), wanted.probe) for each in members])
 
-    def _mind(self, target: _Target, judgement: Judgement, response: Response | None) -> None:
+    def _mind(self, target: _Target, judgement: Judgement, response: Response | None, begun: float) -> None:
         """Leave a flow alone that says that it is too busy, or fails again and again."""
         if response and response.status == 429 and judgement.retry_after:
             target.closed_until = time.monotonic() + min(judgement.retry_after, BUSY_PAUSE)
             self._give_back(target)
         if judgement.verdict is Verdict.PASSING:
             target.failures += 1
-            if target.broken and time.monotonic() >= target.closed_until:
+            if target.broken and begun >= target.closed_until:  # what began before the rest says nothing about it now
                 self._let_rest(target, judgement.note)
         elif target.failures and judgement.verdict is not Verdict.TARGET:
             if target.broken:
@@ -715,7 +716,7 @@ class Dispatcher:
 
     def _let_rest(self, target: _Target, reason: str) -> None:
         """A flow that only fails is spared, and so are the attempts of what waits for it."""
-        rest = min(REST[0] * 2 ** min(target.rests, 10), REST[1])
+        rest = min(REST[0] * REST_GROWTH ** min(target.rests, 100), REST[1])
         if not target.rests:
             log.warning("flow.broken", flow=target.flow.name, failures=target.failures, reason=logs.mask(reason))
         target.rests += 1

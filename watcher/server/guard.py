@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from hashlib import sha256
 
-from starlette.requests import HTTPConnection
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -106,7 +106,10 @@ class Guard:
             refusal = PlainTextResponse(str(error), 409)
         if refusal is None and not STREAMED.fullmatch(connection.scope["path"]):
             most = _most(connection.scope["path"])
-            body = await _body(connection, receive, most)
+            try:
+                body = await _body(connection, receive, most)
+            except ClientDisconnect:
+                return  # what it wanted is not known: taken as empty, it would start a job without its arguments
             if body is None:
                 refusal = PlainTextResponse(f"more than {most} bytes", 413, {"connection": "close"})
             else:
@@ -138,7 +141,7 @@ def _most(path: str) -> int:
 
 
 async def _body(connection: HTTPConnection, receive: Receive, most: int) -> bytes | None:
-    """The whole body, or None when it is too large."""
+    """The whole body, or None when it is too large. Raises ClientDisconnect when the asker went away before its end."""
     length = connection.headers.get("content-length", "0")
     if not length.isdigit() or int(length) > most:
         return None
@@ -146,7 +149,9 @@ async def _body(connection: HTTPConnection, receive: Receive, most: int) -> byte
     while True:
         message = await receive()
         if message["type"] != "http.request":
-            return b""  # the asker went away
+            if length == "0" and "transfer-encoding" not in connection.headers:
+                return b""  # there was none to come
+            raise ClientDisconnect
         chunks.append(message.get("body", b""))
         size += len(chunks[-1])
         if size > most:
