@@ -268,6 +268,16 @@ async def test_a_client_that_takes_the_endpoint_for_a_host_signs_as_well(place: 
     assert answer.status_code == 200
 
 
+async def test_a_content_disposition_is_kept_and_copied(place: Place) -> None:
+    s3, name = await place.client(), 'attachment; filename="sales.csv"'
+    await s3.put("a", content_disposition=name)
+    copied = await s3("PUT", "b", x_amz_copy_source=f"/{s3.bucket}/a")
+    assert copied.status_code == 200, copied.text
+    assert [(await s3("GET", key)).headers["content-disposition"] for key in ("a", "b")] == [name, name]
+    other = await s3("GET", "a", "response-content-disposition=inline")
+    assert other.headers["content-disposition"] == "inline"
+
+
 # --- bodies -----------------------------------------------------------------------------------------------------------
 
 

@@ -87,9 +87,10 @@ BOTO3 = """
     s3 = boto3.client("s3", **settings)
 
     key = "boto/a b+ü=&.bin"
-    s3.put_object(Bucket=bucket, Key=key, Body=b"hello", ContentType="text/x-mine")
+    s3.put_object(Bucket=bucket, Key=key, Body=b"hello", ContentType="text/x-mine", ContentDisposition="inline")
     found = s3.get_object(Bucket=bucket, Key=key)
     assert (found["Body"].read(), found["ContentType"]) == (b"hello", "text/x-mine")
+    assert found["ContentDisposition"] == "inline"
     assert s3.get_object(Bucket=bucket, Key=key, Range="bytes=1-2")["Body"].read() == b"el"
 
     big = os.urandom(20 << 20) + b"end"

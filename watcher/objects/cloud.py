@@ -182,7 +182,7 @@ class Cloud:
                     raise ObjectsError(f"there is an object {key} already", kind="exists")
                 options = {"use_multipart": True, "chunk_size": PART, "max_concurrency": _AT_ONCE}
                 etag = await self._put(key, stream, stream, attributes, **options)
-        return Meta(key, stream.size, etag, self._now(), content_type)
+        return Meta(key, stream.size, etag, self._now(), content_type, content_disposition)
 
     async def _put(self, key: str, body: Any, stream: _Stream, attributes: Mapping[str, str], **options: Any) -> str:
         """Upload. obstore aborts a multipart upload when the stream raises, and not when its caller is cancelled: so
@@ -223,7 +223,7 @@ class Cloud:
             options["range"] = {"offset": start}
         with self._errors(key):
             found = await obstore.get_async(self.store, key, options=options or None)
-        meta = _meta(found.meta, found.attributes.get("Content-Type"))
+        meta = _meta(found.meta, found.attributes)
         return Reading(meta, *found.range, self._chunks(key, found))
 
     async def _chunks(self, key: str, found: Any) -> AsyncIterator[bytes]:
@@ -240,7 +240,7 @@ class Cloud:
             except FileNotFoundError:
                 # The answer to HEAD has no body to say whether it is the object or the bucket that is missing.
                 found = await obstore.get_async(self.store, key, options={"range": (0, 1)})
-        return _meta(found.meta, found.attributes.get("Content-Type"))
+        return _meta(found.meta, found.attributes)
 
     async def delete(self, key: str) -> None:
         import obstore
@@ -344,8 +344,16 @@ async def _one(body: bytes) -> AsyncIterator[bytes]:
     yield body
 
 
-def _meta(found: Mapping[str, Any], content_type: str | None = None) -> Meta:
-    return Meta(found["path"], found["size"], found["e_tag"] or "", found["last_modified"], content_type)
+def _meta(found: Mapping[str, Any], attributes: Mapping[str, str] | None = None) -> Meta:
+    given = attributes or {}
+    return Meta(
+        found["path"],
+        found["size"],
+        found["e_tag"] or "",
+        found["last_modified"],
+        given.get("Content-Type"),
+        given.get("Content-Disposition"),
+    )
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

@@ -312,17 +312,24 @@ def _parts(key: str) -> tuple[list[str], str]:
 
 
 def _meta(key: str, file: int) -> Meta:
-    found = os.fstat(file)
+    kind = _attribute(file, _TYPE) or mimetypes.guess_type(key)[0] or "application/octet-stream"
+    return _described(key, os.fstat(file), kind, _attribute(file, _DISPOSITION))
+
+
+def _attribute(file: int, name: str) -> str | None:
     try:
-        kind: str | None = os.getxattr(file, _TYPE).decode("utf-8", "replace")
+        found = os.getxattr(file, name).decode("utf-8", "replace")
     except OSError:
-        kind = mimetypes.guess_type(key)[0]
-    return _described(key, found, kind or "application/octet-stream")
+        return None
+    return found if found.isprintable() else None  # another program's: it is to become a header
 
 
-def _described(key: str, found: os.stat_result, content_type: str | None = None) -> Meta:
+def _described(
+    key: str, found: os.stat_result, content_type: str | None = None, content_disposition: str | None = None
+) -> Meta:
     etag = f'"{found.st_mtime_ns:x}-{found.st_size:x}-{found.st_ino:x}"'
-    return Meta(key, found.st_size, etag, datetime.fromtimestamp(found.st_mtime, UTC), content_type)
+    modified = datetime.fromtimestamp(found.st_mtime, UTC)
+    return Meta(key, found.st_size, etag, modified, content_type, content_disposition)
 
 
 def _seen(key: str, entry: os.DirEntry[str]) -> Meta | None:

@@ -15,13 +15,14 @@ Body = bytes | AsyncIterator[bytes]
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """What is known of one object. ``content_type`` is None in listings, where stores do not tell it."""
+    """What is known of one object. Listings tell neither ``content_type`` nor ``content_disposition``."""
 
     key: str
     size: int  # bytes
     etag: str
     modified: datetime  # UTC
     content_type: str | None = None
+    content_disposition: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -161,7 +161,8 @@ async def move(desk: Desk, request: Request) -> Response:
     if source != to:
         reading = await storage.get(source)
         async with aclosing(aiter(reading)) as chunks:
-            await storage.put(to, chunks, content_type=reading.meta.content_type)
+            meta = reading.meta
+            await storage.put(to, chunks, content_type=meta.content_type, content_disposition=meta.content_disposition)
         await storage.delete(source)
     return said(f"moved {source} to {to}")
 

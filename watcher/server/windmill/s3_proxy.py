@@ -389,7 +389,8 @@ class Proxy:
         if call.asked.header("x-amz-metadata-directive") == "REPLACE":
             described = _described(call.asked)
         else:
-            described = {"content_type": reading.meta.content_type, "content_disposition": None}
+            of = reading.meta
+            described = {"content_type": of.content_type, "content_disposition": of.content_disposition}
         size = reading.end - reading.start
         meta = await self._store(call, aiter(reading), size=size, absent=_only_if_absent(call.asked), **described)
         return _xml(xml.copied("CopyObjectResult", meta.etag, meta.modified))
@@ -715,7 +716,7 @@ def _content(
         "accept-ranges": "bytes",
         "content-security-policy": "default-src 'none'; sandbox",  # a page among the objects is not one of ours
     }
-    if disposition := query.get("response-content-disposition"):
+    if disposition := query.get("response-content-disposition") or meta.content_disposition:
         headers["content-disposition"] = disposition
     if span is not None:
         headers["content-range"] = f"bytes {start}-{until - 1}/{meta.size}"
