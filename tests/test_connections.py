@@ -120,10 +120,10 @@ def test_atlas_and_replica_sets_of_mongodb() -> None:
     }  # fmt: skip
     many = value(
         "mongodb",
-        "mongodb://u:p@a,b:27018,%2Ftmp%2Fm.sock/shop?replicaset=rs0&authSource=admin&readPreference=secondarypreferred"
+        "mongodb://u:p@a,b:27018,%2Frun%2Fm.sock/shop?replicaset=rs0&authSource=admin&readPreference=secondarypreferred"
         "&readPreferenceTags=dc:ny,rack:1&readPreferenceTags=&tls=true&maxPoolSize=5&w=2",
     )
-    assert many["servers"] == [{"host": "a", "port": 27017}, {"host": "b", "port": 27018}, {"host": "/tmp/m.sock"}]
+    assert many["servers"] == [{"host": "a", "port": 27017}, {"host": "b", "port": 27018}, {"host": "/run/m.sock"}]
     assert (many["replicaSet"], many["readPreference"], many["w"]) == ("rs0", "secondaryPreferred", 2)
     assert many["credential"]["db"] == "admin"
     assert many["readPreferenceTags"] == ["dc:ny,rack:1", ""]
