@@ -275,6 +275,128 @@ async def test_file_locked_for_too_long_is_an_error_that_names_the_holder(
     await db.close()
 
 
+# --- the loop borrows the connection
+
+
+async def _where(tx: AsyncConnection, seen: list[str], name: str = "a") -> str:
+    seen.append(threading.current_thread().name)
+    return await _put(tx, name, "1")
+
+
+async def test_short_write_runs_in_the_loop_and_is_answered_when_it_is_durable(
+    sqlite_db: Database, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+    before = sqlite_db.commits
+    assert await sqlite_db.write(lambda tx: _where(tx, seen), short=True) == "1"
+    assert seen == [threading.current_thread().name]
+    assert sqlite_db.commits - before == 1
+    with sqlite3.connect(tmp_path / "watcher.db") as other:
+        assert other.execute("SELECT value FROM meta WHERE name = 'a'").fetchone() == ("1",)
+
+
+async def test_short_write_waits_its_turn_behind_what_the_thread_has_to_do(sqlite_db: Database) -> None:
+    seen: list[str] = []
+    long = asyncio.create_task(sqlite_db.write(lambda tx: _where(tx, seen, "long")))
+    await asyncio.sleep(0)  # it is the thread's now, whether that has begun or not
+    assert await sqlite_db.write(lambda tx: _where(tx, seen, "short"), short=True) == "1"
+    assert await long == "1"
+    assert seen == ["store-writer"] * 2
+
+
+async def test_writes_of_both_kinds_see_each_other_in_the_order_in_which_they_came(sqlite_db: Database) -> None:
+    async def add(tx: AsyncConnection) -> int:
+        count = int(await meta.get(tx, "count") or 0) + 1
+        await meta.put(tx, "count", str(count))
+        return count
+
+    written = await asyncio.gather(*(sqlite_db.write(add, short=bool(n % 3)) for n in range(300)))
+    assert written == [*range(1, 301)]
+
+
+async def test_short_write_that_fails_leaves_nothing_and_raises_what_it_raised(sqlite_db: Database) -> None:
+    seen: list[str] = []
+
+    async def guilty(tx: AsyncConnection) -> None:
+        await _where(tx, seen)
+        raise Conflict("not this one")
+
+    with pytest.raises(Conflict, match="not this one"):
+        await sqlite_db.write(guilty, short=True)
+    assert seen == [threading.current_thread().name, "store-writer"]  # the thread knows what to make of errors
+    async with sqlite_db.read() as tx:
+        assert await meta.get(tx, "a") is None
+    assert await sqlite_db.write(lambda tx: _put(tx, "a", "2"), short=True) == "2"
+
+
+async def test_short_write_never_keeps_the_loop_waiting_for_another_programs_lock(
+    sqlite_db: Database, tmp_path: Path
+) -> None:
+    other = sqlite3.connect(tmp_path / "watcher.db", isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    seen: list[str] = []
+    writing = asyncio.create_task(sqlite_db.write(lambda tx: _where(tx, seen), short=True))
+    await asyncio.sleep(0)  # would last as long as the lock
+    assert not writing.done()
+    other.execute("COMMIT")
+    other.close()
+    assert await writing == "1"
+    assert seen == ["store-writer"]
+
+
+async def test_short_write_whose_caller_gave_up_is_committed_all_the_same(sqlite_db: Database) -> None:
+    """What ran may have been acted on; and a transaction that nobody ends would stop everybody."""
+    given_up = asyncio.create_task(sqlite_db.write(lambda tx: _put(tx, "a", "1"), short=True))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    assert await sqlite_db.write(lambda tx: _put(tx, "b", "2")) == "2"
+    async with sqlite_db.read() as tx:
+        assert await meta.get(tx, "a") == "1"
+
+
+async def test_short_write_that_was_not_short_sends_the_next_ones_to_the_thread(
+    sqlite_db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "BORROWED", -1.0)  # whatever it takes is too long
+    seen: list[str] = []
+    for _ in range(3):
+        await sqlite_db.write(lambda tx: _where(tx, seen), short=True)
+    assert seen == [threading.current_thread().name, "store-writer", "store-writer"]
+
+
+async def test_short_write_for_which_the_disk_has_no_room_is_an_error_and_the_next_one_goes_on(
+    sqlite_db: Database,
+) -> None:
+    async def pages(tx: AsyncConnection) -> int:
+        return int((await tx.exec_driver_sql("PRAGMA page_count")).scalar_one())
+
+    async def allow(tx: AsyncConnection, count: int) -> None:
+        await tx.exec_driver_sql(f"PRAGMA max_page_count = {count}")
+
+    full = await sqlite_db.write(pages) + 2
+    await sqlite_db.write(lambda tx: allow(tx, full))
+    with pytest.raises(DatabaseFull, match="free some space"):
+        await sqlite_db.write(lambda tx: _put(tx, "large", "x" * 100_000), short=True)
+    assert await sqlite_db.write(lambda tx: _put(tx, "small", "fits"), short=True) == "fits"
+
+
+@pytest.mark.parametrize("short", [False, True])
+async def test_write_whose_commit_fails_is_undone_and_says_why(sqlite_db: Database, short: bool) -> None:
+    async def tables(tx: AsyncConnection) -> None:
+        await tx.exec_driver_sql("CREATE TABLE parent (id INTEGER PRIMARY KEY)")
+        await tx.exec_driver_sql("CREATE TABLE child (id INTEGER REFERENCES parent DEFERRABLE INITIALLY DEFERRED)")
+
+    async def orphan(tx: AsyncConnection) -> None:
+        await tx.exec_driver_sql("INSERT INTO child VALUES (7)")  # is checked at the commit
+
+    await sqlite_db.write(tables)
+    with pytest.raises(StoreError, match="FOREIGN KEY"):
+        await sqlite_db.write(orphan, short=short)
+    assert await sqlite_db.write(lambda tx: _put(tx, "a", "1"), short=short) == "1"
+    async with sqlite_db.read() as tx:
+        assert (await tx.exec_driver_sql("SELECT count(*) FROM child")).scalar_one() == 0
+
+
 # --- trouble
 
 

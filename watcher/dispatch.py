@@ -33,7 +33,7 @@ from watcher.values import Config, Delivery, Flow, Judgement, Response, Settleme
 
 log = logs.get("dispatch")
 
-LINGER = 0.01  # seconds; how long an outcome may wait for others to be settled with
+LINGER = 0.02  # seconds; how long an outcome may wait for others to be settled with
 RECONCILE = 2.0  # seconds; wake-ups are only hints, so the database is asked now and then
 SURVEY = 60.0  # seconds; how often pending deliveries of unknown flows are looked for
 BUSY_PAUSE = 300.0  # seconds; a flow that answers 429 is left alone for as long as it asks, but no longer than this
@@ -295,7 +295,7 @@ class Dispatcher:
         try:
             if turn.settlements:
                 failpoint("before_settle")
-            done = await self._db.write(lambda tx: self._exchange(tx, turn, now))
+            done = await self._db.write(lambda tx: self._exchange(tx, turn, now), short=True)
         except BaseException:
             self._ended[:0] = ended
             for wanted in turn.claims:
@@ -773,11 +773,12 @@ class Dispatcher:
 def _ahead(target: _Target) -> int:
     """How many deliveries to claim beyond what can start, so that a request never waits for a commit.
 
-    As many as ended since the last claim: a slow flow holds nothing that others, or the next process, could send.
+    Twice as many as ended since the last claim, for those that end until the next one is committed. A slow flow holds
+    nothing that others, or the next process, could send.
     """
     if target.held or target.broken or target.window or target.flow.batch or target.resolved is None:
         return 0
-    return min(target.ended, target.flow.at_once) - len(target.ready)
+    return 2 * min(target.ended, target.flow.at_once) - len(target.ready)
 
 
 def _members(target: _Target) -> int:

@@ -37,8 +37,12 @@ def _signer(secret: str) -> Signer:
     if not 24 <= len(key) <= 64:
         raise ValueError(f"a signing secret holds 24 to 64 random bytes, this one {len(key)}: make one with {_RECIPE}")
 
+    keyed = hmac.new(key, digestmod="sha256")
+
     def v1(signed: bytes) -> str:
-        return "v1," + binascii.b2a_base64(hmac.digest(key, signed, "sha256"), newline=False).decode()
+        mac = keyed.copy()
+        mac.update(signed)
+        return "v1," + binascii.b2a_base64(mac.digest(), newline=False).decode()
 
     return v1
 

@@ -265,11 +265,12 @@ class Database:
 
     # --- writing
 
-    async def write(self, operation: Operation[T], *, alone: bool = False) -> T:
+    async def write(self, operation: Operation[T], *, alone: bool = False, short: bool = False) -> T:
         """Run ``operation`` in a transaction and commit it, whole or not at all.
 
         On SQLite what waits at the same time shares one commit; on PostgreSQL each has its own. An operation may run
-        more than once before it counts, unless ``alone``: then it has its own transaction and is never run twice.
+        more than once before it counts, unless ``alone``: then it has its own transaction and is never run twice. One
+        that is ``short``, a few statements about a few hundred rows, may run in the loop.
         Raises what the operation raises, and StoreError, DatabaseFull or Damaged.
         """
         if self.read_only:
@@ -277,7 +278,7 @@ class Database:
         if self.dialect == "postgresql":
             return await self._write_postgres(operation, alone)
         assert self._writer is not None
-        return await self._writer.run(operation, alone=alone)
+        return await self._writer.run(operation, alone=alone, short=short)
 
     async def _write_postgres(self, operation: Operation[T], alone: bool) -> T:
         with self._translated():
@@ -330,7 +331,9 @@ def _sqlite_readers(path: Path) -> AsyncEngine:
 
 
 def _sqlite_writer(path: Path) -> Engine:
-    engine = create_engine(_sqlite_url(path, "pysqlite", "rwc"), hide_parameters=True, poolclass=NullPool)
+    url = _sqlite_url(path, "pysqlite", "rwc")
+    shared = {"check_same_thread": False}  # the loop and the writer's thread take turns
+    engine = create_engine(url, hide_parameters=True, poolclass=NullPool, connect_args=shared)
     # FULL: what was sent must never outlive its commit. Only this connection may checkpoint, because SQLite
     # before 3.51.3 can corrupt a database when two do (the "WAL-reset" bug).
     # 8 MB of cache: a large commit that does not fit into SQLite's usual 2 writes its pages more than once.
