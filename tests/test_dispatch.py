@@ -367,7 +367,7 @@ async def test_a_claim_whose_lease_is_over_is_not_sent(sqlite_db: Database) -> N
             (deliver,) = started
             ready = deliver.cr_frame.f_locals["ready"]
             deliver.close()
-            await dispatcher._deliver(replace(ready, expires=time.monotonic() - 1))
+            await dispatcher._deliver(ready._replace(expires=time.monotonic() - 1))
             assert receiver.received == []
             await dispatcher._turn(claim=False)
             (row,) = await bench.rows()
@@ -387,7 +387,7 @@ async def test_a_request_made_long_before_its_turn_is_made_anew_and_bears_the_ti
             ready = deliver.cr_frame.f_locals["ready"]
             deliver.close()
             bench.clock.advance(timedelta(minutes=10))
-            await bench.dispatcher._deliver(replace(ready, stale=time.monotonic() - 1))
+            await bench.dispatcher._deliver(ready._replace(stale=time.monotonic() - 1))
             (got,) = receiver.received
             made = int(ready.made.headers["webhook-timestamp"])
             assert 600 <= int(got.headers["webhook-timestamp"]) - made < 660
