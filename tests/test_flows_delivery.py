@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import parse_qs
@@ -11,12 +12,16 @@ from urllib.parse import parse_qs
 import pytest
 from standardwebhooks import Webhook
 
+from tests.support.deliveries import NOW, delivery, resolved
 from tests.support.dispatching import References, dispatching
 from tests.support.receiver import Received, Receiver, answer
+from watcher.flows import attempt, sandbox
+from watcher.flows.attempt import Courier
 from watcher.flows.hours import parse
+from watcher.http.sender import Sender
 from watcher.log import mask
 from watcher.store.db import Database
-from watcher.values import Batch, Flow
+from watcher.values import Batch, Flow, Verdict
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 DEPLOYMENT = "0b0a9fb1-0a0e-4c2c-8e36-2c0a5d0b7a11"
@@ -333,3 +338,58 @@ async def test_outside_of_its_hours_nothing_is_sent_and_nothing_is_counted(sqlit
             bench.later(timedelta(hours=3))
             rows = {row.flow: row for row in await bench.until_done()}
             assert (rows["hook"].status, rows["hook"].attempts) == ("delivered", 1)
+
+
+# --- templates that take their time -----------------------------------------------------------------------------------
+
+LINGERS = "{% for a in item.many %}{{ item.many | sort | length }}{% endfor %}"
+
+
+async def turns(work: Coroutine[Any, Any, Any]) -> int:
+    """How often the loop went round while this was at work."""
+    task, count = asyncio.create_task(work), 0
+    while not task.done():
+        await asyncio.sleep(0)
+        count += 1
+    await task
+    return count
+
+
+async def test_a_template_that_takes_its_time_leaves_the_loop_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.3)
+    flow, sender = Flow("hook", url="http://127.0.0.1:9/x", body=LINGERS), Sender()
+    courier = Courier(flow, sender, lambda: NOW)
+    large = delivery({"many": list(range(20_000))})
+    assert await turns(courier.attempt(large, resolved(flow), NOW)) > 10
+    assert courier.made_ahead(delivery({"many": []}), resolved(flow), NOW) is None, "the flow is known to be slow now"
+    await sender.close()
+
+
+async def test_a_flow_whose_requests_took_long_to_make_has_them_made_in_a_thread(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.3)
+    monkeypatch.setattr(attempt, "WARY", 2)
+    body = LINGERS.replace("item.many", "('x' * item.n)")
+    async with Receiver(decide=lambda request: answer(200)) as receiver:
+        flow, sender = Flow("hook", url=f"{receiver.url}/x", body=body), Sender()
+        courier = Courier(flow, sender, lambda: NOW)
+        slow, quick = delivery({"n": 100_000}), delivery({"n": 1})
+        judgement, _ = await courier.attempt(slow, resolved(flow), NOW)
+        assert "takes more than" in judgement.note
+        assert await turns(courier.attempt(slow, resolved(flow), NOW)) > 10
+        for _ in range(2):
+            assert courier.made_ahead(quick, resolved(flow), NOW) is None
+            assert (await courier.attempt(quick, resolved(flow), NOW))[0].verdict is Verdict.DELIVERED
+        assert courier.made_ahead(quick, resolved(flow), NOW), "after a while without trouble nothing is left of it"
+        await sender.close()
+
+
+async def test_a_batch_whose_template_takes_its_time_leaves_the_loop_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox, "MAX_SECONDS", 0.3)
+    flow = Flow("hook", url="http://127.0.0.1:9/x", map={"n": LINGERS}, batch=Batch(10, timedelta(seconds=1)))
+    sender = Sender()
+    courier = Courier(flow, sender, lambda: NOW)
+    many = [delivery({"many": list(range(20_000))}, seq=n) for n in range(2)]
+    assert await turns(courier.attempt_many(many, resolved(flow), NOW, float("inf"))) > 20
+    await sender.close()

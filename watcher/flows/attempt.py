@@ -7,7 +7,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
@@ -23,7 +24,12 @@ KEEP = 4096
 KEEP_MORE = 1024 * 1024
 """Bytes that are read of an answer that must be understood: to a preliminary request, a look-up, a batch."""
 AHEAD = 16 * 1024
-"""Bytes of the largest item whose request is made before its turn."""
+"""Bytes of the largest item whose request is made before its turn; templates over larger ones are left to a thread."""
+LONG = 0.02
+"""Seconds of processor time. When a template takes longer, so are those over the next `WARY` items of its flow."""
+WARY = 1000
+
+T = TypeVar("T")
 
 Made = Request | Judgement
 """A request, or why it cannot be made."""
@@ -72,15 +78,18 @@ class Courier:
         self._learned: tuple[Resolved, str] | None = None  # by which settings, and what
         self._failed: tuple[float, Judgement] | None = None  # when (monotonic) and why nothing was learned
         self._learning = asyncio.Lock()
+        self._making = asyncio.Lock()
+        self._wary = 0  # over how many more items templates are left to a thread
+        self._templates = flow.map is not None or flow.body is not None or bool(flow.headers)
 
     def made_ahead(self, delivery: Delivery, resolved: Resolved, now: datetime) -> Made | None:
         """The request of an attempt that starts within the second, or why there can be none; None to have it made then.
 
         Made one after the other, requests cost a fraction of what each costs between two others that are sent.
         """
-        if self.preset.preliminary or len(delivery.payload) > AHEAD or not self._is_sent_whole(delivery):
+        if self.preset.preliminary or len(delivery.payload) > AHEAD or self._wary or not self._is_sent_whole(delivery):
             return None
-        return self._made(delivery, resolved, now)
+        return self._timed(partial(self._made, delivery, resolved, now))
 
     async def attempt(
         self, delivery: Delivery, resolved: Resolved, now: datetime, made: Made | None = None
@@ -131,7 +140,8 @@ class Courier:
         unfit: list[Tried] = []
         for delivery in deliveries:
             try:
-                fit.append((delivery, batch.rendered(self.flow, await self._shaped(delivery))))
+                shaped = await self._shaped(delivery)
+                fit.append((delivery, await self._make(shaped, partial(batch.rendered, self.flow, shaped))))
             except DeliveryError as error:
                 unfit.append(Tried(delivery, Judgement(Verdict.ITEM, str(error))))
             except ObjectsError as error:
@@ -165,7 +175,7 @@ class Courier:
                 return Judgement(Verdict.ITEM, str(error)), None
             except ObjectsError as error:
                 return _not_stowed(error), None
-            made = self._made(shaped, resolved, now)
+            made = await self._make(shaped, partial(self._made, shaped, resolved, now))
         if isinstance(made, Judgement):
             return made, None
         failpoint("before_send")
@@ -191,13 +201,31 @@ class Courier:
         except ValueError as error:  # a signing secret that cannot sign
             return Judgement(Verdict.TARGET, str(error))
 
+    async def _make(self, delivery: Delivery, make: Callable[[], T]) -> T:
+        """What ``make`` returns. Where a template may take long it is left to a thread, so that others are sent to."""
+        if not self._wary and not (self._templates and len(delivery.payload) > AHEAD):
+            return self._timed(make)
+        async with self._making:  # one thread for each such flow: more would only take turns
+            self._wary = max(0, self._wary - 1)
+            return await asyncio.to_thread(self._timed, make)
+
+    def _timed(self, make: Callable[[], T]) -> T:
+        if not self._templates:
+            return make()
+        begun = time.thread_time()
+        try:
+            return make()
+        finally:
+            if time.thread_time() - begun > LONG:
+                self._wary = WARY
+
     def _is_sent_whole(self, delivery: Delivery) -> bool:
         """Whether nothing has to be shaped: true of nearly all, which are spared the rest."""
         return self.flow.map is None and not (self._stow and large.too_large(self.flow, delivery, self.preset.max_item))
 
     async def _shaped(self, delivery: Delivery) -> Delivery:
         """The delivery as the flow maps it, with references in the place of what is too large."""
-        mapped, usual = shape.mapped(self.flow, delivery), self.preset.max_item
+        mapped, usual = await self._make(delivery, partial(shape.mapped, self.flow, delivery)), self.preset.max_item
         if self._stow is None or not large.too_large(self.flow, mapped, usual):
             return mapped
         try:
