@@ -312,6 +312,7 @@ class Service:
         self._asides: set[asyncio.Task[None]] = set()
         self._token = secrets.token_urlsafe(32)  # with which our own dispatcher starts our own local flows
         log.register(self._token)
+        self._tokens = token_store.Lookup(runtime.db)
 
         config, db, clock = runtime.config, runtime.db, runtime.clock
         self.listener = bind(config.server.host, config.server.port) if config.server else None
@@ -621,8 +622,7 @@ class Service:
         if (job := await self.runtime.job_of(token)) is not None:
             return job
         digest = sha256(token.encode("utf-8", "surrogatepass")).digest()
-        async with self.runtime.db.read() as tx:
-            row = await token_store.get(tx, digest, self.runtime.clock())
+        row = await self._tokens.get(digest, self.runtime.clock())
         if row is None:
             return None
         return Principal(row.label, row.scopes or ("*",))  # a token made without scopes may do everything

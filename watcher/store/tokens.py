@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
+from sqlalchemy import bindparam, insert, select, update
 from sqlalchemy import delete as delete_from
-from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from watcher.errors import StoreError
@@ -65,6 +67,62 @@ async def get(tx: AsyncConnection, sha256: bytes, now: datetime) -> Token | None
     if row is None or (row.expires_at is not None and row.expires_at <= now):
         return None
     return _token(row)
+
+
+_EACH = select(token).where(token.c.sha256.in_(bindparam("each", expanding=True)))
+
+
+class Readable(Protocol):
+    """A database, as far as it is needed here."""
+
+    def read(self) -> AbstractAsyncContextManager[AsyncConnection]: ...
+
+
+class Lookup:
+    """Finds tokens for many who ask at once: one read answers all who asked before it began.
+
+    Nothing is remembered, so that a token that was revoked is known to be when anybody asks again, whoever revoked it.
+    """
+
+    def __init__(self, db: Readable) -> None:
+        self._db = db
+        self._asked: dict[bytes, asyncio.Future[Token | None]] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    async def get(self, sha256: bytes, now: datetime) -> Token | None:
+        """The token with this hash, unless it has expired. Raises StoreError."""
+        answer = self._asked.get(sha256)
+        if answer is None:
+            answer = self._asked[sha256] = asyncio.get_running_loop().create_future()
+            if self._task is None:
+                self._task = asyncio.create_task(self._work(), name="tokens")
+        found = await asyncio.shield(answer)  # which is not this one's alone
+        return None if found is None or (found.expires_at is not None and found.expires_at <= now) else found
+
+    async def _work(self) -> None:
+        try:
+            while self._asked:
+                # Whoever asks from here on is answered by the next read: this one may have begun already.
+                asked, self._asked = self._asked, {}
+                await self._answer(asked)
+        finally:
+            self._task = None
+
+    async def _answer(self, asked: Mapping[bytes, asyncio.Future[Token | None]]) -> None:
+        try:
+            async with self._db.read() as tx:
+                found = {each.sha256: each for each in map(_token, await tx.execute(_EACH, {"each": [*asked]}))}
+        except Exception as error:
+            for answer in asked.values():
+                answer.set_exception(error)
+                answer.exception()  # whoever waited may have gone
+        except BaseException:
+            for answer in asked.values():
+                answer.cancel()
+            raise
+        else:
+            for sha256, answer in asked.items():
+                answer.set_result(found.get(sha256))
 
 
 async def list(tx: AsyncConnection) -> Sequence[Token]:

@@ -159,6 +159,7 @@ class Proxy:
     def __init__(self, desk: Desk, signing: Signing) -> None:
         self._desk = desk
         self._signing = signing
+        self._tokens = tokens.Lookup(desk.db)
         self._ahead: dict[str, Ahead] = {}
         self._completing: dict[tuple[str, bytes], asyncio.Task[Meta]] = {}
 
@@ -247,8 +248,7 @@ class Proxy:
             if session is None:
                 raise Refusal("ExpiredToken", "the job of this key is over, or was superseded")
             return Principal(f"job {session.job_id}", JOB_SCOPES, session)
-        async with self._desk.db.read() as tx:
-            row = await tokens.get(tx, stands.digest, now)
+        row = await self._tokens.get(stands.digest, now)
         if row is None:
             raise Refusal("ExpiredToken", "the token of this key is over, or was revoked")
         return Principal(row.label, row.scopes or ("*",))
