@@ -332,8 +332,9 @@ def _sqlite_readers(path: Path) -> AsyncEngine:
 
 def _sqlite_writer(path: Path) -> Engine:
     url = _sqlite_url(path, "pysqlite", "rwc")
-    shared = {"check_same_thread": False}  # the loop and the writer's thread take turns
-    engine = create_engine(url, hide_parameters=True, poolclass=NullPool, connect_args=shared)
+    # The loop and the writer's thread take turns; and the same few statements come in as many sizes as groups have.
+    more = {"check_same_thread": False, "cached_statements": 512}
+    engine = create_engine(url, hide_parameters=True, poolclass=NullPool, connect_args=more)
     # FULL: what was sent must never outlive its commit. Only this connection may checkpoint, because SQLite
     # before 3.51.3 can corrupt a database when two do (the "WAL-reset" bug).
     # 8 MB of cache: a large commit that does not fit into SQLite's usual 2 writes its pages more than once.
