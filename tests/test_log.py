@@ -191,6 +191,8 @@ def written(secret: str) -> dict[str, str]:
         "base64 after a user's name": base64.b64encode(b"user:" + raw).decode(),
         "base64 after two letters": base64.b64encode(b"ab" + raw + b"cd").decode(),
         "base64 after one letter": base64.b64encode(b"a" + raw + b"bcd").decode(),
+        "hex": f"digest {raw.hex()}",
+        "hex in capitals": raw.hex().upper(),
         "URL-encoded": f"https://a.example/?q={quote(secret, safe='')}&b=1",
         "URL-encoded for a form": f"q={quote_plus(secret)}",
         "URL-encoded as a path": quote(secret),
@@ -208,7 +210,7 @@ def core(secret: str) -> set[str]:
     middle = secret[3:-3]
     raw = middle.encode()
     bits = {base64.b64encode(b"\0" * n + raw).decode()[4:-4] for n in range(3)}
-    return {middle, quote(middle, safe=""), json.dumps(middle)[1:-1], *bits}
+    return {middle, quote(middle, safe=""), json.dumps(middle)[1:-1], raw.hex(), raw.hex().upper(), *bits}
 
 
 @pytest.mark.parametrize("form", written(CANARY))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 from collections.abc import AsyncIterator
@@ -288,6 +289,34 @@ async def test_resource_types_are_checked_and_history_is_kept(here: Place) -> No
     assert json.loads(await here.api("GET", "resources/exists/u/me/m")) is False
     await here.api("DELETE", "resources/delete/u/me/moved")
     await here.api("GET", "resources/get/u/me/moved", want=404)
+
+
+async def test_a_resource_type_whose_pattern_takes_for_ever_stops_nobody(here: Place) -> None:
+    slow = {"properties": {"a": {"type": "string", "pattern": "^(a+)+$"}, "$ref": {"pattern": "x"}}}
+    await here.api("POST", "resources/type/create", {"name": "c_slow", "schema": slow}, want=201)
+    made = {"path": "u/me/slow", "resource_type": "c_slow"}
+    refused = asyncio.create_task(
+        here.api("POST", "resources/create", {**made, "value": {"a": "a" * 60 + "!"}}, want=400)
+    )
+    answered = 0
+    while not refused.done() and answered < 20:
+        await here.api("GET", "users/whoami")
+        answered += 1
+    assert answered == 20
+    assert "too long" in await refused
+    assert "does not match" in await here.api("POST", "resources/create", {**made, "value": {"a": "b"}}, want=400)
+    await here.api("POST", "resources/create", {**made, "value": {"a": "aaa"}}, want=201)
+    bad = {"properties": {"a": {"pattern": "("}}}
+    await here.api("POST", "resources/type/create", {"name": "c_bad", "schema": bad}, want=400)
+
+
+async def test_a_resource_that_is_nested_too_deep_to_follow_is_told(here: Place) -> None:
+    deep: Any = "$var:u/admin/fixed"
+    for _ in range(800):
+        deep = [deep]
+    made = {"path": "u/me/deep", "resource_type": "any", "value": deep}
+    await here.api("POST", "resources/create", made, want=201)
+    assert "deep" in await here.api("GET", "resources/get_value_interpolated/u/me/deep", want=400)
 
 
 async def test_references_that_lead_nowhere_or_in_a_circle_are_no_missing_resource(here: Place) -> None:

@@ -226,6 +226,30 @@ async def test_a_restart_in_the_middle_of_a_job_keeps_nothing_of_it(here: Place)
     assert await state(here) == 404
 
 
+HALF = """
+const half = {title: "\\u{1f600}".slice(0, 1)};
+const same = (value) => JSON.stringify(value) === JSON.stringify(half);
+const before = await named.getState();
+await named.setState(half);
+await named.setState(half, "u/me/half");
+show([before === undefined || same(before), same(await named.getState()), same(await named.getState("u/me/half"))]);
+"""
+
+
+async def test_a_text_that_was_cut_within_a_character_is_read_again(here: Place) -> None:
+    """JavaScript cuts an emoji in two; such a state must not be one that can never be read again."""
+    for _ in range(2):
+        env = await here.job()
+        assert (await on_deno(HALF, env)).value == [True, True, True]
+        # Today's wmill cannot send such a text; it can read one, and must not take it for "there is none".
+        seen = "import wmill; show(wmill.get_state(path='u/me/half'))"
+        assert (await python(NEWEST, seen, env)).value == {"title": "\ud83d"}
+        assert (await here.let_go([{"id": 1}]))["success"] is True
+    assert await state(here) == {"title": "\ud83d"}
+    whole = json.loads(await here.api("GET", f"resources/get/{PATH}"))
+    assert whole["value"] == {"title": "\ud83d"}
+
+
 async def test_sizes(here: Place) -> None:
     env = await here.job()
     code = """
@@ -273,7 +297,7 @@ async def test_what_is_no_json_is_refused(here: Place) -> None:
     nan = "import wmill; wmill.set_state(float('nan'))"
     assert (await python("1.297.0", nan, env)).code == 1
     assert "JSON" in (await python(NEWEST, nan, env)).err
-    for raw in (b"{", b'{"value": NaN}', b"[" * 100_000, b"\xff"):
+    for raw in (b"{", b'{"value": NaN}', b'{"value": 1e999}', b'{"value": -1E+400}', b"[" * 100_000, b"\xff"):
         status, text = await here.service.ask(
             "POST", f"/api/w/main/resources/update_value/{PATH}", raw, {"authorization": f"Bearer {env['WM_TOKEN']}"}
         )

@@ -30,7 +30,7 @@ _unbroken: dict[str, tuple[str, ...]] = {}
 
 
 def register(value: str) -> None:
-    """Mask ``value`` from now on, wherever it appears: plain, base64, URL-encoded or JSON-escaped."""
+    """Mask ``value`` from now on, wherever it appears: plain, base64, hex, URL-encoded or JSON-escaped."""
     if len(value) < SHORTEST or value in _forms:
         return
     while len(_forms) >= _MOST_SECRETS:
@@ -53,6 +53,7 @@ def forget_secrets() -> None:
 def _written(value: str) -> tuple[str, ...]:
     raw = value.encode("utf-8", "surrogatepass")
     forms = {value, quote(value, safe="", errors="replace"), quote_plus(value, errors="replace")}
+    forms |= {raw.hex(), raw.hex().upper()}
     forms |= {quote(value, errors="replace"), json.dumps(value)[1:-1], json.dumps(value, ensure_ascii=False)[1:-1]}
     for encode in (base64.b64encode, base64.urlsafe_b64encode):
         for shift in range(3):
@@ -86,7 +87,7 @@ _BREAKS = re.compile(r"(?:\\[nr]|\s)+")
 def mask(text: str) -> str:
     """The text with every registered secret, and everything that looks like one, replaced by ``*****``.
 
-    Registered secrets are found plain, base64, URL-encoded, JSON-escaped, and broken over several lines.
+    Registered secrets are found plain, base64, hex, URL-encoded, JSON-escaped, and broken over several lines.
     """
     return _mask_short(text) if len(text) < 200 else _mask(text)
 

@@ -91,7 +91,10 @@ class Resolver:
 
     async def resource(self, path: str) -> Json:
         """The resource at ``path``, its references followed. Raises ResolveError, kind ``missing`` if there is none."""
-        return await self._resource(path, _Path(trusted=False), _Budget())
+        try:
+            return await self._resource(path, _Path(trusted=False), _Budget())
+        except RecursionError:
+            raise ResolveError(f"resource {path} is nested too deep for references in it to be followed") from None
 
     async def variable(self, path: str) -> str:
         """The variable at ``path``, decrypted. Raises ResolveError, kind ``missing`` if there is none."""

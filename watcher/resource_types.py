@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -97,6 +100,46 @@ SHIPPED: Mapping[str, tuple[str, Json]] = {
 REFERENCES = ("$var:", "$res:", "$env:", "$file:")
 
 
+SECONDS = 5.0
+"""How long a pattern that somebody wrote may search."""
+
+
+async def fits(type: str, schema: Json, value: Json) -> None:
+    """As `check`, for a schema that anybody may have written.
+
+    A regular expression may search for ever, and nothing within a process can stop it. So those of other types than
+    ours search in a process of their own, which can be.
+    """
+    if type in SHIPPED or '"pattern' not in json.dumps(schema):
+        check(type, schema, value)
+        return
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-I", "-c", f"import sys; sys.path[:] = {sys.path!r}\nfrom {__name__} import _apart; _apart()",
+        stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, env={},
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(SECONDS):
+            said, _ = await process.communicate(json.dumps([type, schema, value]).encode())
+    except TimeoutError:
+        raise Unfit(f"a pattern in the schema of resource type {type} takes too long on this value") from None
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    if process.returncode != 0:
+        raise Unfit(f"this value could not be compared with the schema of resource type {type}")
+    if said:
+        raise Unfit(said.decode())
+
+
+def _apart() -> None:
+    """What the other process does: the arguments of `check` come in, what it finds wrong goes out."""
+    try:
+        check(*json.load(sys.stdin))
+    except Unfit as error:
+        sys.stdout.buffer.write(str(error).encode("utf-8", "replace"))
+
+
 def check(type: str, schema: Json, value: Json) -> None:
     """Raise Unfit, with every place that does not fit, unless ``value`` is one of ``type``.
 
@@ -124,7 +167,7 @@ def check_schema(name: str, schema: Json) -> None:
     if not isinstance(schema, dict | bool):
         raise Unfit(f"the schema of resource type {name} is no JSON Schema: it must be an object")
     try:
-        Draft202012Validator.check_schema(schema)
+        Draft202012Validator.check_schema(schema, Draft202012Validator.FORMAT_CHECKER)  # patterns are a format
     except (SchemaError, RecursionError) as error:
         raise Unfit(f"the schema of resource type {name} is no JSON Schema: {str(error).splitlines()[0]}") from error
 

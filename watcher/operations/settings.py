@@ -130,7 +130,7 @@ async def _fits(op: Operator, type: str, value: Json) -> None:
         own = await resource_store.get_type(tx, type)
     known = resource_types.SHIPPED.get(type) or (own and (own.description, own.json_schema))
     if known:
-        resource_types.check(type, known[1], value)
+        await resource_types.fits(type, known[1], value)
 
 
 @verb

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from watcher.errors import Conflict, ResolveError, SecretError, StoreError
@@ -38,6 +39,8 @@ LARGE = 256 * 1024  # bytes; larger bodies are parsed beside the loop, so that n
 LONGEST_PATH = 255
 _FOLDER = {kind: re.compile(rf"resources:{kind}:f/([^/*]+)(?:/\*)?") for kind in ("read", "write")}
 _FORBIDDEN = re.compile(r"[?#%\\\x00-\x1f\x7f\ud800-\udfff]")
+_HUGE = re.compile(rb"[eE]\+?\d{3}|\d{309}")
+"""Where a number may be that floats do not hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,14 +153,33 @@ async def body(request: Request) -> Json:
 
 
 def parse(raw: bytes) -> Json:
+    whole = _number if _HUGE.search(raw) else None  # which a few bodies need and all others would pay for
     try:
-        return json.loads(raw or b"{}", parse_constant=_no_constant)
+        return json.loads(raw or b"{}", parse_constant=_no_constant, parse_float=whole)
     except (ValueError, RecursionError) as error:
         raise HTTPException(400, f"the body is not JSON: {error}") from error
 
 
 def _no_constant(name: str) -> Json:
     raise ValueError(f"{name} is not JSON")
+
+
+def _number(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:20]} is larger than any number here")
+    return number
+
+
+class Answer(JSONResponse):
+    """JSON. A text that somebody cut within a character is given back as it was, since "cannot be read" would be
+    taken for "there is none"."""
+
+    def render(self, content: Json) -> bytes:
+        try:
+            return super().render(content)
+        except UnicodeEncodeError:
+            return json.dumps(content, allow_nan=False, separators=(",", ":")).encode()
 
 
 async def fields(request: Request) -> dict[str, Json]:

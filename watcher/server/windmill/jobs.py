@@ -12,11 +12,11 @@ from uuid import UUID, uuid4
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute
 
 from watcher.jobs import NoSuchFlow
-from watcher.server.windmill.desk import Desk, body, changing, fields, job, said, when, who
+from watcher.server.windmill.desk import Answer, Desk, body, changing, fields, job, said, when, who
 from watcher.server.windmill.webhooks import arguments
 from watcher.staging import Session
 from watcher.store import jobs as store
@@ -168,7 +168,7 @@ async def _wait(desk: Desk, request: Request, kind: str, path: str) -> Response:
         await asyncio.sleep(pause)
         pause = 0.05 if time.monotonic() - began < 2 else 0.2
     if row is None or row.status is not JobStatus.SUCCEEDED:
-        return JSONResponse(_result(row) if row else None, 422)
+        return Answer(_result(row) if row else None, 422)
     return _shaped(_result(row))
 
 
@@ -182,44 +182,44 @@ def _shaped(result: Json) -> Response:
             raise HTTPException(500, "windmill_status_code is no HTTP status")
         if isinstance(kind, str) and isinstance(inner, str):
             return Response(inner, status, media_type=kind)
-        return JSONResponse(inner, status) if inner is not None else Response(status_code=status)
-    return Response(status_code=204) if result is None else JSONResponse(result)
+        return Answer(inner, status) if inner is not None else Response(status_code=status)
+    return Response(status_code=204) if result is None else Answer(result)
 
 
 # --- looking ----------------------------------------------------------------------------------------------------------
 
 
 async def get(desk: Desk, request: Request) -> Response:
-    return JSONResponse(_described(await _found(desk, request), desk.config().workspace))
+    return Answer(_described(await _found(desk, request), desk.config().workspace))
 
 
 async def get_completed(desk: Desk, request: Request) -> Response:
     found = await _found(desk, request)
     if isinstance(found, Session) or found.status not in FINISHED:
         raise HTTPException(404, "the job is not completed yet")
-    return JSONResponse(_described(found, desk.config().workspace))
+    return Answer(_described(found, desk.config().workspace))
 
 
 async def get_root(desk: Desk, request: Request) -> Response:
     """A JSON string: bare text breaks both clients."""
     found = await _found(desk, request)
-    return JSONResponse(found.root or (found.job_id if isinstance(found, Session) else found.id))
+    return Answer(found.root or (found.job_id if isinstance(found, Session) else found.id))
 
 
 async def get_result(desk: Desk, request: Request) -> Response:
     found = await _found(desk, request)
     if isinstance(found, Session) or found.status not in FINISHED:
         raise HTTPException(404, "the job is not completed yet")
-    return JSONResponse(_result(found))
+    return Answer(_result(found))
 
 
 async def get_result_maybe(desk: Desk, request: Request) -> Response:
     """All four keys, always; 404 for an unknown job, or clients would ask for ever."""
     found = await _found(desk, request)
     if isinstance(found, Session):
-        return JSONResponse({"started": True, "completed": False, "success": None, "result": None})
+        return Answer({"started": True, "completed": False, "success": None, "result": None})
     completed = found.status in FINISHED
-    return JSONResponse(
+    return Answer(
         {
             "started": found.started_at is not None,
             "completed": completed,
@@ -254,7 +254,7 @@ async def list_(desk: Desk, request: Request) -> Response:
         for session in desk.sessions.all():
             if session.job_id not in known and path in (None, session.path):
                 found.insert(0, _described(session, config.workspace))
-    return JSONResponse(found)
+    return Answer(found)
 
 
 def _number(text: str | None, most: int) -> int:
@@ -263,7 +263,7 @@ def _number(text: str | None, most: int) -> int:
 
 async def is_draining(desk: Desk, request: Request) -> Response:
     """Whether the service is about to stop, so that a long script may end early."""
-    return JSONResponse(desk.draining())
+    return Answer(desk.draining())
 
 
 async def no_approvals(desk: Desk, request: Request) -> Response:
@@ -379,14 +379,14 @@ async def set_progress(desk: Desk, request: Request) -> Response:
     if isinstance(found, Session):
         found.check()
         found.progress = percent
-        return JSONResponse(None)
+        return Answer(None)
     changing(request)
     await desk.db.write(lambda tx: store.set_progress(tx, found.id, percent))
-    return JSONResponse(None)
+    return Answer(None)
 
 
 async def get_progress(desk: Desk, request: Request) -> Response:
-    return JSONResponse((await _found(desk, request)).progress)
+    return Answer((await _found(desk, request)).progress)
 
 
 async def set_user_state(desk: Desk, request: Request) -> Response:
@@ -414,10 +414,10 @@ async def get_user_state(desk: Desk, request: Request) -> Response:
     """null when nothing was set."""
     key, found = request.path_params["key"], await _found(desk, request)
     if isinstance(found, Session):
-        return JSONResponse(found.user_states.get(key))
+        return Answer(found.user_states.get(key))
     async with desk.db.read() as tx:
         text = await meta.get(tx, _user_state(found.id, key))
-    return JSONResponse(json.loads(text) if text else None)
+    return Answer(json.loads(text) if text else None)
 
 
 def _user_state(id: str, key: str) -> str:

@@ -7,11 +7,12 @@ from functools import partial
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 
-from watcher.errors import Damaged, StoreError
+from watcher.errors import Damaged, StoreError, WatcherError
 from watcher.server.windmill.desk import (
+    Answer,
     Desk,
     Endpoint,
     body,
@@ -60,7 +61,14 @@ async def _heard(endpoint: Endpoint, request: Request) -> Response:
     Clients of 2024 and before give up after five seconds, and then say that there is no state.
     """
     began, session = time.monotonic(), job(request)
-    response = await endpoint(request)
+    try:
+        response = await endpoint(request)
+    except (HTTPException, WatcherError):
+        raise
+    except Exception:
+        if session is not None:  # a mistake of ours is no "there is nothing" either
+            session.fail(f"{request.url.path} could not be answered: the log has the details")
+        raise
     if session is None or time.monotonic() - began < PATIENT:
         return response
     await request.body()  # what was sent comes before the news that nobody listens
@@ -76,13 +84,13 @@ async def get_value_interpolated(desk: Desk, request: Request) -> Response:
     """The value, references in it followed; 404 only when there is truly nothing, and not for as long as the database
     is in trouble. States are never followed: they hold what the outside world said."""
     known_query(request, "job_id", "allow_cache")
-    return JSONResponse(await _value(desk, request, followed=True))
+    return Answer(await _value(desk, request, followed=True))
 
 
 async def get_value(desk: Desk, request: Request) -> Response:
     """The value as it is stored."""
     known_query(request)
-    return JSONResponse(await _value(desk, request, followed=False))
+    return Answer(await _value(desk, request, followed=False))
 
 
 async def _value(desk: Desk, request: Request, *, followed: bool) -> Json:
@@ -100,7 +108,7 @@ async def get(desk: Desk, request: Request) -> Response:
     found = await desk.states.patiently(partial(_described, desk, request, path), session)
     if found is None:
         raise HTTPException(404, f"there is no resource {path}")
-    return JSONResponse(found)
+    return Answer(found)
 
 
 async def exists(desk: Desk, request: Request) -> Response:
@@ -108,7 +116,7 @@ async def exists(desk: Desk, request: Request) -> Response:
     known_query(request)
     path = request.path_params["path"]
     found = await desk.states.patiently(partial(_described, desk, request, path), job(request))
-    return JSONResponse(found is not None)
+    return Answer(found is not None)
 
 
 async def _described(desk: Desk, request: Request, path: str) -> Json | None:
@@ -174,7 +182,7 @@ async def list_(desk: Desk, request: Request) -> Response:
         and each["path"].startswith(query.get("path_start", ""))
         and who(request).may(f"resources:read:{each['path']}")
     ]
-    return JSONResponse(page(request, chosen))
+    return Answer(page(request, chosen))
 
 
 async def history(desk: Desk, request: Request) -> Response:
@@ -185,7 +193,7 @@ async def history(desk: Desk, request: Request) -> Response:
         {"version": row.version, "resource_type": row.type, "value": row.value, "edited_at": when(row.edited_at)}
         for row in rows
     ]
-    return JSONResponse(versions)
+    return Answer(versions)
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

@@ -6,11 +6,11 @@ from functools import partial
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from watcher import resource_types
-from watcher.server.windmill.desk import Desk, changing, fields, known_query, new_path, said, text_of, when
+from watcher.server.windmill.desk import Answer, Desk, changing, fields, known_query, new_path, said, text_of, when
 from watcher.store import resources as store
 from watcher.values import Json
 
@@ -36,27 +36,27 @@ async def fits(desk: Desk, type: str, value: Json) -> None:
     """Raise Unfit when the type is known and the value is none. Other names are names only, as in Windmill."""
     found = await _find(desk, type)
     if found is not None:
-        resource_types.check(type, found["schema"], value)
+        await resource_types.fits(type, found["schema"], value)
 
 
 async def list_(desk: Desk, request: Request) -> Response:
-    return JSONResponse([*(await _all(desk)).values()])
+    return Answer([*(await _all(desk)).values()])
 
 
 async def list_names(desk: Desk, request: Request) -> Response:
-    return JSONResponse([*await _all(desk)])
+    return Answer([*await _all(desk)])
 
 
 async def get(desk: Desk, request: Request) -> Response:
     found = await _find(desk, request.path_params["path"])
     if found is None:
         raise HTTPException(404, f"there is no resource type {request.path_params['path']}")
-    return JSONResponse(found)
+    return Answer(found)
 
 
 async def exists(desk: Desk, request: Request) -> Response:
     known_query(request)
-    return JSONResponse(await _find(desk, request.path_params["path"]) is not None)
+    return Answer(await _find(desk, request.path_params["path"]) is not None)
 
 
 async def create(desk: Desk, request: Request) -> Response:

@@ -6,11 +6,12 @@ from functools import partial
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import BaseRoute
 
 from watcher.log import register
 from watcher.server.windmill.desk import (
+    Answer,
     Desk,
     changing,
     fields,
@@ -50,7 +51,7 @@ async def get_value(desk: Desk, request: Request) -> Response:
     """The value as a JSON string."""
     known_query(request, "allow_cache")
     found = await _find(desk, request, request.path_params["path"])
-    return JSONResponse(await _plain(desk, request, found))
+    return Answer(await _plain(desk, request, found))
 
 
 async def get(desk: Desk, request: Request) -> Response:
@@ -58,13 +59,13 @@ async def get(desk: Desk, request: Request) -> Response:
     known_query(request, "decrypt_secret", "include_encrypted")
     found = await _find(desk, request, request.path_params["path"])
     if not found.is_secret or request.query_params.get("decrypt_secret") != "false":
-        return JSONResponse(_as_windmill(desk, found, await _plain(desk, request, found)))
-    return JSONResponse(_as_windmill(desk, found, None))
+        return Answer(_as_windmill(desk, found, await _plain(desk, request, found)))
+    return Answer(_as_windmill(desk, found, None))
 
 
 async def exists(desk: Desk, request: Request) -> Response:
     known_query(request)
-    return JSONResponse(await _look(desk, request, request.path_params["path"]) is not None)
+    return Answer(await _look(desk, request, request.path_params["path"]) is not None)
 
 
 async def list_(desk: Desk, request: Request) -> Response:
@@ -79,7 +80,7 @@ async def list_(desk: Desk, request: Request) -> Response:
         for row in sorted(rows, key=lambda row: row.path)
         if row.path.startswith(start) and who(request).may(f"variables:read:{row.path}")
     ]
-    return JSONResponse(page(request, shown))
+    return Answer(page(request, shown))
 
 
 async def create(desk: Desk, request: Request) -> Response:
