@@ -291,7 +291,7 @@ async def test_what_a_killed_process_left_is_swept_and_what_another_writes_is_no
     )
     assert other.stdout is not None
     assert other.stdout.readline() == b"held\n"
-    await Folder(root).put("a", b"1", content_type=None, content_disposition=None, if_absent=False)
+    await Folder(root).put("a", b"1", content_type=None, content_disposition=None, attributes={}, if_absent=False)
     assert files(root) == [f"{UPLOADS}/held", "a"]
     other.communicate(b"\n", 10)
 

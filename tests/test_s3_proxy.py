@@ -96,6 +96,48 @@ async def test_an_object_is_copied_within_its_bucket(place: Place) -> None:
     assert code(await s3("PUT", "c", x_amz_copy_source="/objects/gone")) == (404, "NoSuchKey")
 
 
+async def test_what_a_client_says_of_its_object_is_kept(place: Place) -> None:
+    s3 = await place.client()
+    said = {
+        "x-amz-meta-source": "a b, c=d",
+        "x-amz-meta-run-no": "7",
+        "cache-control": "max-age=60",
+        "content-encoding": "gzip",
+        "content-language": "de",
+    }
+    headers = {name.replace("-", "_"): value for name, value in said.items()}
+    sent = headers | {"content_encoding": "gzip,aws-chunked"}
+    assert (await s3("PUT", "a", body=b"x", **sent)).status_code == 200
+    upload = value(await s3("POST", "parts", query="uploads", **headers), "UploadId")
+    etag = (await s3("PUT", "parts", query=f"partNumber=1&uploadId={upload}", body=b"x")).headers["etag"]
+    wanted = (
+        f"<CompleteMultipartUpload><Part><PartNumber>1</PartNumber><ETag>{etag}</ETag></Part></CompleteMultipartUpload>"
+    )
+    assert (await s3("POST", "parts", query=f"uploadId={upload}", body=wanted.encode())).status_code == 200
+    assert (await s3("PUT", "copy", x_amz_copy_source="/objects/a")).status_code == 200
+    for key in ("a", "parts", "copy"):
+        answer = await s3("HEAD", key)
+        assert {name: answer.headers.get(name) for name in said} == said, key
+    assert (await s3("HEAD", "a", query="response-cache-control=no-cache")).headers["cache-control"] == "no-cache"
+
+    other = {"x_amz_metadata_directive": "REPLACE", "x_amz_meta_source": "new"}
+    assert (await s3("PUT", "a", x_amz_copy_source="/objects/a", **other)).status_code == 200
+    answer = await s3("HEAD", "a")
+    assert answer.headers["x-amz-meta-source"] == "new"
+    assert not {"x-amz-meta-run-no", "content-encoding"} & {*answer.headers}
+    assert answer.headers["cache-control"] == "no-store"
+
+    await s3("PUT", "a", body=b"y")  # is another object
+    assert "x-amz-meta-source" not in (await s3("HEAD", "a")).headers
+
+
+async def test_what_no_client_could_read_back_is_refused(place: Place) -> None:
+    s3 = await place.client()
+    assert code(await s3("PUT", "a", body=b"x", x_amz_meta_a="x" * 2048)) == (400, "MetadataTooLarge")
+    assert code(await s3("PUT", "a", body=b"x", x_amz_meta_a="a\tb")) == (400, "InvalidArgument")
+    assert (await s3("HEAD", "a")).status_code == 404
+
+
 async def test_many_are_deleted_at_once_and_each_failure_is_told(place: Place) -> None:
     s3 = await place.client()
     await s3.put("a")

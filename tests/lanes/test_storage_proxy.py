@@ -93,14 +93,22 @@ BOTO3 = """
     assert found["ContentDisposition"] == "inline"
     assert s3.get_object(Bucket=bucket, Key=key, Range="bytes=1-2")["Body"].read() == b"el"
 
+    said = {"Metadata": {"source": "a b, c", "run-no": "7", "1st": "x"}, "CacheControl": "max-age=60"}
+    said |= {"ContentEncoding": "gzip", "ContentLanguage": "de"}
+    s3.put_object(Bucket=bucket, Key="said/first", Body=b"x", **said)
+    s3.copy_object(Bucket=bucket, Key="said/copy", CopySource={"Bucket": bucket, "Key": "said/first"})
+    for name in ("said/first", "said/copy"):
+        for found in (s3.head_object(Bucket=bucket, Key=name), s3.get_object(Bucket=bucket, Key=name)):
+            assert {each: found.get(each) for each in said} == said, found
+
     big = os.urandom(20 << 20) + b"end"
     parts = TransferConfig(multipart_threshold=5 << 20, multipart_chunksize=5 << 20, max_concurrency=4)
-    s3.upload_fileobj(io.BytesIO(big), bucket, "boto/big", Config=parts)
+    s3.upload_fileobj(io.BytesIO(big), bucket, "boto/big", ExtraArgs={"Metadata": {"no": "1"}}, Config=parts)
     back = io.BytesIO()
     s3.download_fileobj(bucket, "boto/big", back, Config=parts)
     assert back.getvalue() == big
     head = s3.head_object(Bucket=bucket, Key="boto/big")
-    assert head["ContentLength"] == len(big)
+    assert (head["ContentLength"], head["Metadata"]) == (len(big), {"no": "1"})
     listed = {each["Key"]: each for each in s3.list_objects_v2(Bucket=bucket, Prefix="boto/")["Contents"]}
     assert sorted(listed) == sorted([key, "boto/big"])
     assert listed["boto/big"]["ETag"] == head["ETag"]

@@ -9,7 +9,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from watcher.objects.keys import PRIMARY, S3Object, new_key, parse_key, parse_name, parse_prefix, quoted
-from watcher.objects.meta import Level, Meta, Reading
+from watcher.objects.meta import OWN, SAID, Level, Meta, Reading
 from watcher.objects.permissions import ACTIONS, DEFAULT, EVERY, Action, Who, allowed
 from watcher.objects.storage import MAX_LIST, Objects, Storage, bounded
 
@@ -23,7 +23,9 @@ __all__ = [
     "DEFAULT",
     "EVERY",
     "MAX_LIST",
+    "OWN",
     "PRIMARY",
+    "SAID",
     "Action",
     "Level",
     "Meta",

@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from watcher.errors import ObjectsError
-from watcher.objects.meta import CHUNK, Body, Level, Meta, Reading
+from watcher.objects.meta import CHUNK, OWN, SAID, Body, Level, Meta, Reading
 from watcher.values import Json
 
 if TYPE_CHECKING:
@@ -166,23 +166,40 @@ class Cloud:
         self._where = f"{'container' if kind == 'azure_blob' else 'bucket'} {name}"
 
     async def put(
-        self, key: str, body: Body, *, content_type: str | None, content_disposition: str | None, if_absent: bool
+        self,
+        key: str,
+        body: Body,
+        *,
+        content_type: str | None,
+        content_disposition: str | None,
+        attributes: Mapping[str, str],
+        if_absent: bool,
     ) -> Meta:
         given = {"Content-Type": content_type, "Content-Disposition": content_disposition}
-        attributes = {name: value for name, value in given.items() if value}
+        given |= {self._name(name): value for name, value in attributes.items()}
+        said = {name: value for name, value in given.items() if value}
         stream = _Stream(_one(body) if isinstance(body, bytes) else body)
         with self._errors(key, writing=True):
             # What fits into one part is one request, which alone can be conditional; a longer stream looks first.
             start = await stream.take(PART)
             if stream.ended:
                 mode = "create" if if_absent else "overwrite"
-                etag = await self._put(key, start, stream, attributes, mode=mode, use_multipart=False)
+                etag = await self._put(key, start, stream, said, mode=mode, use_multipart=False)
             else:
                 if if_absent and await self._is_there(key):
                     raise ObjectsError(f"there is an object {key} already", kind="exists")
                 options = {"use_multipart": True, "chunk_size": PART, "max_concurrency": _AT_ONCE}
-                etag = await self._put(key, stream, stream, attributes, **options)
-        return Meta(key, stream.size, etag, self._now(), content_type, content_disposition)
+                etag = await self._put(key, stream, stream, said, **options)
+        return Meta(key, stream.size, etag, self._now(), content_type, content_disposition, attributes)
+
+    def _name(self, attribute: str) -> str:
+        """What obstore calls an attribute. Raises ObjectsError."""
+        own = attribute.removeprefix(OWN)
+        if own == attribute:
+            return attribute.title()
+        if own.title() in _STANDARD:
+            raise ObjectsError(f"{attribute} cannot be kept: {own} means something else already", kind="bad_key")
+        return _ODD.sub(lambda odd: f"_x{ord(odd[0]):04x}_", own) if self.kind == "azure_blob" else own
 
     async def _put(self, key: str, body: Any, stream: _Stream, attributes: Mapping[str, str], **options: Any) -> str:
         """Upload. obstore aborts a multipart upload when the stream raises, and not when its caller is cancelled: so
@@ -344,8 +361,20 @@ async def _one(body: bytes) -> AsyncIterator[bytes]:
     yield body
 
 
+_STANDARD = ("Content-Type", "Content-Disposition", *(name.title() for name in SAID))
+_ODD = re.compile(r"[^A-Za-z0-9_]|^[0-9]")
+"""What a name of Azure's must not have. It stands there as Microsoft writes it in the names of XML."""
+_WRITTEN = re.compile(r"_x([0-9a-f]{4})_")
+
+
 def _meta(found: Mapping[str, Any], attributes: Mapping[str, str] | None = None) -> Meta:
     given = attributes or {}
+    said = {name: given[name.title()] for name in SAID if name.title() in given}
+    own = {
+        OWN + _WRITTEN.sub(lambda odd: chr(int(odd[1], 16)), name.lower()): value
+        for name, value in given.items()
+        if name not in _STANDARD
+    }
     return Meta(
         found["path"],
         found["size"],
@@ -353,6 +382,7 @@ def _meta(found: Mapping[str, Any], attributes: Mapping[str, str] | None = None)
         found["last_modified"],
         given.get("Content-Type"),
         given.get("Content-Disposition"),
+        said | own,
     )
 
 

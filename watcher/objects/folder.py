@@ -7,10 +7,12 @@ import errno
 import fcntl
 import mimetypes
 import os
+import re
 import secrets
 import stat
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import IO, TypeVar
 
 from watcher.errors import ObjectsError
 from watcher.objects.keys import nameable
-from watcher.objects.meta import CHUNK, Body, Level, Meta, Reading
+from watcher.objects.meta import CHUNK, OWN, SAID, Body, Level, Meta, Reading
 
 T = TypeVar("T")
 
@@ -27,6 +29,10 @@ UPLOADS = ".uploads"
 _TYPE = "user.mime_type"
 """The extended attribute for a content type. Source: freedesktop.org's shared MIME-info specification."""
 _DISPOSITION = "user.content_disposition"
+_SAID = {name: f"user.{name.replace('-', '_')}" for name in SAID}
+_OWN = "user.meta."
+_KNOWN = {_TYPE, _DISPOSITION, *_SAID.values()}
+_HEADER = re.compile(re.escape(_OWN) + r"[a-z0-9!#$%&'*+.^_`|~-]+")
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -43,9 +49,17 @@ class Folder:
         self._swept = False
 
     async def put(
-        self, key: str, body: Body, *, content_type: str | None, content_disposition: str | None, if_absent: bool
+        self,
+        key: str,
+        body: Body,
+        *,
+        content_type: str | None,
+        content_disposition: str | None,
+        attributes: Mapping[str, str],
+        if_absent: bool,
     ) -> Meta:
-        upload = _Upload(key, if_absent, {_TYPE: content_type, _DISPOSITION: content_disposition})
+        said = {_SAID.get(name) or _OWN + name.removeprefix(OWN): value for name, value in attributes.items()}
+        upload = _Upload(key, if_absent, {_TYPE: content_type, _DISPOSITION: content_disposition, **said})
         try:
             await _thread(key, self._begin, upload)
             await _fill(key, upload.stream, body)
@@ -312,24 +326,31 @@ def _parts(key: str) -> tuple[list[str], str]:
 
 
 def _meta(key: str, file: int) -> Meta:
-    kind = _attribute(file, _TYPE) or mimetypes.guess_type(key)[0] or "application/octet-stream"
-    return _described(key, os.fstat(file), kind, _attribute(file, _DISPOSITION))
+    found = _attributes(file)
+    kind = found.pop(_TYPE, None) or mimetypes.guess_type(key)[0] or "application/octet-stream"
+    disposition = found.pop(_DISPOSITION, None)
+    said = {name: found.pop(ours) for name, ours in _SAID.items() if ours in found}
+    own = {OWN + name.removeprefix(_OWN): value for name, value in found.items()}
+    return replace(
+        _described(key, os.fstat(file)), content_type=kind, content_disposition=disposition, attributes=said | own
+    )
 
 
-def _attribute(file: int, name: str) -> str | None:
+def _attributes(file: int) -> dict[str, str]:
+    """The extended attributes that mean something here, as far as they are fit to become headers: other programs set
+    some as well."""
     try:
-        found = os.getxattr(file, name).decode("utf-8", "replace")
+        names = [name for name in os.listxattr(file) if name in _KNOWN or _HEADER.fullmatch(name)]
+        found = {name: os.getxattr(file, name).decode("utf-8", "replace") for name in names}
     except OSError:
-        return None
-    return found if found.isprintable() else None  # another program's: it is to become a header
+        return {}
+    return {name: value for name, value in found.items() if value.isprintable()}
 
 
-def _described(
-    key: str, found: os.stat_result, content_type: str | None = None, content_disposition: str | None = None
-) -> Meta:
+def _described(key: str, found: os.stat_result) -> Meta:
     etag = f'"{found.st_mtime_ns:x}-{found.st_size:x}-{found.st_ino:x}"'
     modified = datetime.fromtimestamp(found.st_mtime, UTC)
-    return Meta(key, found.st_size, etag, modified, content_type, content_disposition)
+    return Meta(key, found.st_size, etag, modified)
 
 
 def _seen(key: str, entry: os.DirEntry[str]) -> Meta | None:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
 CHUNK = 2 * 1024 * 1024
 """Bytes that are read or written at once."""
 
+SAID = ("cache-control", "content-encoding", "content-language")
+"""What a writer can say of an object besides type and disposition, by the names of headers."""
+OWN = "x-amz-meta-"
+"""What the names of a writer's own attributes begin with."""
+
 Body = bytes | AsyncIterator[bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class Meta:
-    """What is known of one object. Listings tell neither ``content_type`` nor ``content_disposition``."""
+    """What is known of one object. Listings tell nothing of what its writer said: ``content_type``,
+    ``content_disposition`` and ``attributes``, which are those of SAID and OWN."""
 
     key: str
     size: int  # bytes
@@ -23,6 +29,7 @@ class Meta:
     modified: datetime  # UTC
     content_type: str | None = None
     content_disposition: str | None = None
+    attributes: Mapping[str, str] = field(default_factory=dict, hash=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +84,14 @@ class Backend(Protocol):
     """What each kind of storage can do. Keys and prefixes were checked before. All raise ObjectsError."""
 
     async def put(
-        self, key: str, body: Body, *, content_type: str | None, content_disposition: str | None, if_absent: bool
+        self,
+        key: str,
+        body: Body,
+        *,
+        content_type: str | None,
+        content_disposition: str | None,
+        attributes: Mapping[str, str],
+        if_absent: bool,
     ) -> Meta: ...
 
     async def get(self, key: str, *, start: int, end: int | None) -> Reading: ...

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -58,6 +58,7 @@ class Storage:
         *,
         content_type: str | None = None,
         content_disposition: str | None = None,
+        attributes: Mapping[str, str] | None = None,
         if_absent: bool = False,
     ) -> Meta:
         """Store an object, whole or not at all; a stream at constant memory. If ``body`` raises, nothing is stored.
@@ -69,6 +70,7 @@ class Storage:
             body,
             content_type=content_type,
             content_disposition=content_disposition,
+            attributes=attributes or {},
             if_absent=if_absent,
         )
 

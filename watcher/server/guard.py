@@ -94,7 +94,9 @@ class Guard:
 
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", ()), *_HEADERS]
+                headers = [*message.get("headers", ())]
+                given = {name for name, _ in headers}
+                message["headers"] = headers + [header for header in _HEADERS if header[0] not in given]
             await send(message)
 
         connection = HTTPConnection(scope)

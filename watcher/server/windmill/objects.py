@@ -162,7 +162,13 @@ async def move(desk: Desk, request: Request) -> Response:
         reading = await storage.get(source)
         async with aclosing(aiter(reading)) as chunks:
             meta = reading.meta
-            await storage.put(to, chunks, content_type=meta.content_type, content_disposition=meta.content_disposition)
+            await storage.put(
+                to,
+                chunks,
+                content_type=meta.content_type,
+                content_disposition=meta.content_disposition,
+                attributes=meta.attributes,
+            )
         await storage.delete(source)
     return said(f"moved {source} to {to}")
 

@@ -28,7 +28,7 @@ from starlette.types import Receive, Scope, Send
 
 from watcher import log
 from watcher.errors import ObjectsError, StoreError
-from watcher.objects import Action, Meta, Reading, Storage, Who, bounded, parse_key
+from watcher.objects import OWN, SAID, Action, Meta, Reading, Storage, Who, bounded, parse_key
 from watcher.server.guard import JOB_SCOPES, Principal
 from watcher.server.windmill import s3_xml as xml
 from watcher.server.windmill import sigv4
@@ -47,6 +47,7 @@ REGION = "us-east-1"
 SMALL = 1024 * 1024  # bytes of an object that is held whole: one request to the storage instead of several
 BATCH = 512 * 1024  # bytes of a body that are verified at once
 MOST_XML = 4 * 1024 * 1024
+MOST_METADATA = 2048  # bytes of what a client adds of its own, as in S3
 MOST_UNREAD = 8 * 1024 * 1024  # bytes of a refused body that are still taken in, so that the client sees the answer
 PATIENCE = 5.0  # seconds until a client that waits for its upload to be put together hears that we are at it
 REMEMBERED = 600.0  # seconds that a completed upload is, for a client that asks again
@@ -359,6 +360,7 @@ class Proxy:
         absent: bool = False,
         content_type: str | None = None,
         content_disposition: str | None = None,
+        attributes: Mapping[str, str] | None = None,
     ) -> Meta:
         most = self._desk.config().max_upload
         if size is not None and size > most:
@@ -371,6 +373,7 @@ class Proxy:
                 whole,
                 content_type=content_type,
                 content_disposition=content_disposition,
+                attributes=attributes,
                 if_absent=absent,
             )
         except Exception:
@@ -390,7 +393,11 @@ class Proxy:
             described = _described(call.asked)
         else:
             of = reading.meta
-            described = {"content_type": of.content_type, "content_disposition": of.content_disposition}
+            described = {
+                "content_type": of.content_type,
+                "content_disposition": of.content_disposition,
+                "attributes": of.attributes,
+            }
         size = reading.end - reading.start
         meta = await self._store(call, aiter(reading), size=size, absent=_only_if_absent(call.asked), **described)
         return _xml(xml.copied("CopyObjectResult", meta.etag, meta.modified))
@@ -479,6 +486,7 @@ class Proxy:
                 absent=absent,
                 content_type=upload.content_type,
                 content_disposition=upload.content_disposition,
+                attributes=upload.attributes,
             )
         await self._parts.remove(id)
         return meta
@@ -545,7 +553,24 @@ def _described(asked: Asked) -> dict[str, Any]:
     kind, disposition = asked.header("content-type"), asked.header("content-disposition")
     if kind == "binary/octet-stream":  # what S3's own clients say of what they know nothing of
         kind = None
-    return {"content_type": kind, "content_disposition": disposition}
+    return {"content_type": kind, "content_disposition": disposition, "attributes": _attributes(asked)}
+
+
+def _attributes(asked: Asked) -> dict[str, str]:
+    """What a client says of its object besides. Raises Refusal for what S3 would not keep either."""
+    given: dict[str, str] = {}
+    for name, value in asked.headers:
+        if name in SAID or name.startswith(OWN):
+            given[name] = f"{given[name]},{value}" if name in given else value
+    coding = [each.strip() for each in given.pop("content-encoding", "").split(",")]
+    if coding := [each for each in coding if each not in ("", "aws-chunked")]:  # that one is the request's own
+        given["content-encoding"] = ", ".join(coding)
+    if sum(len(name) - len(OWN) + len(value) for name, value in given.items() if name.startswith(OWN)) > MOST_METADATA:
+        raise Refusal("MetadataTooLarge", f"the metadata of an object has at most {MOST_METADATA} bytes")
+    for name, value in given.items():
+        if name == OWN or not (value.isascii() and value.isprintable()):
+            raise Refusal("InvalidArgument", f"{name} must have a name and printable ASCII characters")
+    return given
 
 
 def _only_if_absent(asked: Asked) -> bool:
@@ -716,6 +741,10 @@ def _content(
         "accept-ranges": "bytes",
         "content-security-policy": "default-src 'none'; sandbox",  # a page among the objects is not one of ours
     }
+    for name in SAID:
+        if said := query.get(f"response-{name}") or meta.attributes.get(name):
+            headers[name] = said
+    headers |= {name: value for name, value in meta.attributes.items() if name.startswith(OWN)}
     if disposition := query.get("response-content-disposition") or meta.content_disposition:
         headers["content-disposition"] = disposition
     if span is not None:

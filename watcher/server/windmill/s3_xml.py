@@ -39,6 +39,7 @@ STATUS: Mapping[str, int] = {
     "InvalidRequest": 400,
     "InvalidURI": 400,
     "MalformedXML": 400,
+    "MetadataTooLarge": 400,
     "MethodNotAllowed": 405,
     "MissingContentLength": 411,
     "NoSuchBucket": 404,
