@@ -18,6 +18,7 @@ from tests.support.receiver import Receiver
 from watcher.cli import watchers
 from watcher.errors import DeliveryError, StoreError
 from watcher.flows import preview
+from watcher.operations import Operator, steering
 from watcher.store import deliveries, retries
 from watcher.store.db import Database
 from watcher.values import Flow
@@ -41,6 +42,15 @@ async def test_a_dead_letter_goes_out_as_the_flow_renders_it_now_under_its_own_i
                 {"n": 5},
                 dead.id,
             )
+
+
+async def test_a_dry_run_shows_the_first_attempt_of_the_schedule_that_a_retry_begins(sqlite_db: Database) -> None:
+    async with Receiver() as receiver:
+        async with dispatching(sqlite_db, Flow("hook", url=receiver.url + "/unprocessable")) as bench:
+            await bench.commit({"id": 1})
+            (dead,) = await bench.until_done()
+            shown = await steering.rendered(Operator(lambda: bench.config, sqlite_db, lambda: NOW), dead.id)
+            assert (dead.attempts, shown["headers"]["x-watcher-attempt"]) == (1, "1")
 
 
 def test_what_would_be_sent_is_shown_without_a_secret() -> None:

@@ -16,11 +16,13 @@ from tests.support.receiver import Receiver, answer
 from watcher import operations
 from watcher.engine.backlog import Backlog
 from watcher.engine.embedded import Embedded
+from watcher.flows.hours import parse
 from watcher.log import mask
 from watcher.operations import Operator
 from watcher.schedule import Tick
+from watcher.store import flows as flow_store
 from watcher.store.db import Database
-from watcher.values import Config, Flow, Watcher
+from watcher.values import Batch, Config, Flow, Watcher
 
 
 def now() -> datetime:
@@ -56,6 +58,17 @@ async def test_a_sample_may_be_ones_own_and_any_engines(sqlite_db: Database) -> 
         assert found["verdict"] == "delivered"
 
 
+async def test_a_flow_that_wants_lists_gets_a_list_of_one_sample(sqlite_db: Database) -> None:
+    await prepare(sqlite_db, "news")
+    async with Receiver(decide=lambda request: answer(200, b"thanks")) as receiver:
+        flow = Flow("hook", url=f"{receiver.url}/x", batch=Batch(10, timedelta(minutes=1)))
+        found = await operations.steering.sample_flow(operator(sqlite_db, config([flow])), "hook")
+        (sent,) = receiver.received
+        assert [each["data"]["item"]["watcher_test"] for each in sent.json()] == [True]
+        assert sent.headers["x-watcher-test"] == "true"
+        assert (found["verdict"], found["answer"]) == ("delivered", "thanks")
+
+
 async def test_a_flow_that_is_not_there_or_runs_here_is_told(sqlite_db: Database) -> None:
     await prepare(sqlite_db, "news")
     op = operator(sqlite_db, config([Flow("hook", url="http://x.example"), Flow("local", steps=(Path("a.py"),))]))
@@ -63,6 +76,63 @@ async def test_a_flow_that_is_not_there_or_runs_here_is_told(sqlite_db: Database
         await operations.steering.sample_flow(op, "hok")
     with pytest.raises(operations.Unsuited, match="start the service"):
         await operations.steering.sample_flow(op, "local")
+
+
+# --- why something waits ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("hours", "zone", "now", "says"),
+    [
+        (
+            "08:00-20:00",
+            "UTC",
+            datetime(2026, 3, 1, 21, tzinfo=UTC),
+            "sends 08:00-20:00 (UTC): next at 2026-03-02 08:00",
+        ),
+        (
+            "mon-fri 08:00-20:00",
+            "Europe/Paris",
+            datetime(2026, 3, 1, 21, tzinfo=UTC),  # a Sunday
+            "sends mon,tue,wed,thu,fri 08:00-20:00 (Europe/Paris): next at 2026-03-02 08:00",
+        ),
+    ],
+)
+async def test_status_and_why_tell_of_hours_in_which_nothing_is_sent(
+    db: Database, hours: str, zone: str, now: datetime, says: str
+) -> None:
+    await prepare(db, "news")
+    flow = Flow("hook", url="http://127.0.0.1:9/", hours=parse(hours, zone))
+    op = Operator(lambda: config([flow]), db, lambda: now)
+    await Source(db, [flow], "news").commit([{"id": 1}])
+    (shown,) = (await operations.looking.status(op))["flows"]
+    assert (shown["condition"], shown["reason"], shown["pending"]) == ("closed", says, 1)
+    (story,) = await operations.looking.why(op, "1")
+    assert story["deliveries"][0]["waits"] == f"closed: {says}"
+    op = Operator(lambda: config([flow]), db, lambda: now + timedelta(hours=15))
+    (shown,) = (await operations.looking.status(op))["flows"]
+    assert shown["condition"] == "ok"
+    (story,) = await operations.looking.why(op, "1")
+    assert story["deliveries"][0]["waits"] == ""
+
+
+async def test_why_tells_that_a_flow_is_held_paused_or_gone(db: Database) -> None:
+    await prepare(db, "news")
+    flow = Flow("hook", url="http://127.0.0.1:9/")
+    await Source(db, [flow], "news").commit([{"id": 1}])
+
+    async def waits(*flows: Flow) -> str:
+        (story,) = await operations.looking.why(operator(db, config(flows)), "1")
+        return str(story["deliveries"][0]["waits"])
+
+    assert await waits(flow) == ""
+    assert await waits() == "gone: no longer in the configuration: its deliveries wait"
+    assert await waits(replace(flow, enabled=False)) == "disabled: enabled = false"
+    probe = datetime(2026, 3, 1, 12, 30, tzinfo=UTC)
+    await db.write(lambda tx: flow_store.hold(tx, "hook", "answered 404", probe, now()))
+    assert await waits(flow) == "held: answered 404; asked again at 2026-03-01 12:30:00Z"
+    await db.write(lambda tx: flow_store.pause(tx, "hook", "for lunch", now()))
+    assert await waits(flow) == "paused: for lunch"
 
 
 # --- backlog ----------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ _PAINT = {"red": "31", "green": "32", "yellow": "33", "dim": "2", "bold": "1"}
 _COLOURS = {
     "ok": "green", "delivered": "green", "succeeded": "green", "OK": "green",
     "failed": "red", "failing": "red", "dead": "red", "quarantined": "red", "FAIL": "red",
-    "held": "yellow", "retrying": "yellow", "silent": "yellow",
+    "held": "yellow", "retrying": "yellow", "silent": "yellow", "closed": "yellow",
     "paused": "yellow", "conflict": "yellow", "gone": "yellow", "WARN": "yellow",
     "disabled": "dim", "quiet": "dim", "seen": "dim",
 }  # fmt: skip

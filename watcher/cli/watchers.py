@@ -432,7 +432,9 @@ def _delivery(delivery: Json, attempts: Json) -> None:
     if job := delivery["job"]:
         job_status = show.paint(job["status"], show.colour_of(job["status"]), sys.stdout)
         print(f"      its job {job_status}{_noted(job['error'])}: `watcher job {job['id']}`")
-    if delivery["status"] == "pending":
+    if delivery["waits"]:
+        print(f"      waits: its flow is {delivery['waits']}")
+    elif delivery["status"] == "pending":
         print(f"      due {show.ago(delivery['due_at'])}")
 
 

@@ -7,9 +7,11 @@ import os
 from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 from watcher.config import units
 from watcher.engine import silence
+from watcher.flows import hours
 from watcher.operations.operator import Operator, Unknown, Unsuited, must_be_known, plain, reads
 from watcher.store import deliveries as delivery_store
 from watcher.store import flows as flow_store
@@ -18,7 +20,7 @@ from watcher.store import jobs as job_store
 from watcher.store import retries as retry_store
 from watcher.store import runs as run_store
 from watcher.store import watchers as watcher_store
-from watcher.values import Config, JobStatus, Json
+from watcher.values import JobStatus, Json
 
 if TYPE_CHECKING:
     from watcher.engine.silence import Silence
@@ -48,7 +50,7 @@ async def status(op: Operator) -> Json:
             for name in sorted({*config.watchers, *known})
         ],
         "flows": [
-            _flow(config, name, flows.get(name), owed) | {"failed_jobs": failed.get(name, 0)}
+            _flow(op, name, flows.get(name), owed) | {"failed_jobs": failed.get(name, 0)}
             for name in sorted({*config.flows, *flows, *owed})
         ],
     }
@@ -102,23 +104,15 @@ def _schedule(watcher: Any) -> str:
     return "every " + units.show_duration(watcher.every) if watcher.every else "by hand"
 
 
-def _flow(config: Config, name: str, row: Any, owed: Mapping[str, Any]) -> Json:
-    flow = config.flows.get(name)
-    condition, reason = "ok", ""
-    if flow is None:
-        condition, reason = "gone", "no longer in the configuration: its deliveries wait"
-    elif not flow.enabled:
-        condition, reason = "disabled", "enabled = false"
-    elif row is not None and row.paused_at:
-        condition, reason = "paused", row.pause_reason
-    elif row is not None and row.held_since:
-        condition, reason = "held", row.held_reason
+def _flow(op: Operator, name: str, row: Any, owed: Mapping[str, Any]) -> Json:
+    flow = op.config().flows.get(name)
+    condition, reason = _stopped(op, name, row)
     backlog = owed.get(name)
-    if condition == "ok" and backlog and backlog.trouble:
+    if not condition and backlog and backlog.trouble:
         condition, reason = "retrying", backlog.trouble
     return {
         "name": name,
-        "condition": condition,
+        "condition": condition or "ok",
         "reason": reason,
         "preset": flow.preset if flow else None,
         "pending": backlog.pending if backlog else 0,
@@ -127,6 +121,31 @@ def _flow(config: Config, name: str, row: Any, owed: Mapping[str, Any]) -> Json:
         "delivered_at": plain(row.delivered_at) if row else None,
         "probe_at": plain(row.probe_at) if row else None,
     }
+
+
+def _stopped(op: Operator, name: str, row: Any) -> tuple[str, str]:
+    """In which condition a flow is that is not sent to, and why; both empty when it is."""
+    flow = op.config().flows.get(name)
+    if flow is None:
+        return "gone", "no longer in the configuration: its deliveries wait"
+    if not flow.enabled:
+        return "disabled", "enabled = false"
+    if row is not None and row.paused_at:
+        return "paused", row.pause_reason
+    if row is not None and row.held_since:
+        return "held", row.held_reason
+    if flow.hours and (wait := hours.opens_in(flow.hours, op.clock())):
+        opens = (op.clock() + wait).astimezone(ZoneInfo(flow.hours.timezone))
+        return "closed", f"sends {hours.show(flow.hours)} ({flow.hours.timezone}): next at {opens:%Y-%m-%d %H:%M}"
+    return "", ""
+
+
+def _waits(op: Operator, name: str, row: Any) -> str:
+    """Why what is owed to a flow is not sent now; empty when nothing but its own time is in the way."""
+    condition, reason = _stopped(op, name, row)
+    if condition == "held" and row.probe_at:
+        reason += f"; asked again at {row.probe_at:%Y-%m-%d %H:%M:%S}Z"
+    return f"{condition}: {reason}" if reason else condition
 
 
 @reads
@@ -194,12 +213,15 @@ async def why(op: Operator, key: str, name: str | None = None) -> Json:
     found = plain(stories)
     async with op.db.read() as tx:
         jobs = await job_store.some(tx, [delivery.id for story in stories for delivery in story.deliveries])
+        flows = {row.name: row for row in await flow_store.everyone(tx)}
     for story in found:
         for attempt in story["attempts"]:
             attempt["answer"] = answers[attempt["id"]]
         for delivery in story["deliveries"]:
             job = jobs.get(delivery["id"])
             delivery["job"] = None if job is None else _job(job)
+            pending = delivery["status"] == "pending"
+            delivery["waits"] = _waits(op, delivery["flow"], flows.get(delivery["flow"])) if pending else ""
     return found
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from watcher import config as configuration
 from watcher.errors import ConfigError, StoreError
@@ -16,7 +18,7 @@ from watcher.store import flows as flow_store
 from watcher.store import items as item_store
 from watcher.store import retries as retry_store
 from watcher.store import watchers as watcher_store
-from watcher.values import Json
+from watcher.values import Json, Judgement
 
 if TYPE_CHECKING:
     from watcher.store.db import Tx
@@ -122,7 +124,7 @@ async def retry(op: Operator, ids: Sequence[str], bulk: str | None = None) -> Js
 
 @reads
 async def rendered(op: Operator, id: str) -> Json:
-    """The request that the next attempt of a delivery would make, rendered anew by the flow as it is now configured.
+    """The request that a retry of a delivery would make, rendered anew by the flow as it is now configured.
 
     Nothing is sent. References are not followed and secrets are not shown: a signature is not made.
     """
@@ -133,7 +135,8 @@ async def rendered(op: Operator, id: str) -> Json:
     if delivery is None:
         raise Unknown(f"no such delivery: {id} (`watcher deliveries` lists them)")
     must_be_known(delivery.flow, op.config().flows, "flow")
-    return {"delivery": id, **preview.request((op.outbound or op.config)().flows[delivery.flow], delivery, op.clock())}
+    anew = replace(delivery, attempt=1, first_failed_at=None)  # a retry begins the schedule anew
+    return {"delivery": id, **preview.request((op.outbound or op.config)().flows[delivery.flow], anew, op.clock())}
 
 
 @reads
@@ -155,9 +158,12 @@ async def sample_flow(op: Operator, name: str, item: Json = None) -> Json:
     sender = Sender()
     try:
         resolved = await resolve(flow, Resolver(op.config, op.db, op.key))
-        judgement, response = await Courier(sample.marked(flow), sender, op.clock).attempt(
-            delivery, resolved, op.clock()
-        )
+        courier = Courier(sample.marked(flow), sender, op.clock)
+        if flow.batch:
+            (tried,) = await courier.attempt_many([delivery], resolved, op.clock(), math.inf)
+            judgement, response = cast(Judgement, tried.judgement), tried.response
+        else:
+            judgement, response = await courier.attempt(delivery, resolved, op.clock())
     finally:
         await sender.close()
     return {
