@@ -102,9 +102,10 @@ def _filled(flow: Flow, templates: Mapping[str, str], names: dict[str, Any]) -> 
 def names_of(delivery: Delivery) -> dict[str, Any]:
     """What a template may speak of. The same at every attempt, so that every attempt sends the same."""
     global _last
-    if _last[0] is not delivery:
-        _last = delivery, _names(delivery)
-    return _last[1]
+    last = _last  # looked at once: a thread may be at work on another delivery
+    if last[0] is not delivery:
+        last = _last = delivery, _names(delivery)
+    return last[1]
 
 
 _decode = json.JSONDecoder().raw_decode
