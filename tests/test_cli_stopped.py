@@ -8,6 +8,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -478,6 +479,27 @@ def test_the_doctor_misses_the_key_of_stored_secrets(
     monkeypatch.delenv("WATCHER_SECRET_KEY")
     watcher("doctor", expect=78)
     assert "no key to read them" in watcher.out
+    monkeypatch.setenv("WATCHER_SECRET_KEY", secrets.new_key())
+    watcher("doctor", expect=78)
+    assert "u/a/b was encrypted with another key" in watcher.out
+
+
+def test_the_doctor_tells_of_a_secret_that_was_altered_as_the_service_does(
+    watcher: Desk,
+    typed: Typed,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("WATCHER_SECRET_KEY", secrets.new_key())
+    typed("x")
+    watcher("variable", "set", "u/a/b", "--secret")
+    with closing(sqlite3.connect(next(watcher.where.glob("*.db")))) as db:
+        db.execute("UPDATE variable SET value = substr(value, 1, 20) || 'AAAA' || substr(value, 25)")
+        db.commit()
+    watcher("doctor", expect=78)
+    assert "u/a/b: its stored value was altered" in watcher.out
+    typed("x")
+    watcher("variable", "set", "u/a/b", "--secret")  # as it advises
+    watcher("doctor")
 
 
 def test_known_bad_versions_of_sqlite_are_named() -> None:

@@ -17,11 +17,12 @@ from urllib.parse import urlsplit
 
 from watcher import control
 from watcher.cli import connect, show
-from watcher.errors import ConfigError, WatcherError
+from watcher.errors import ConfigError, SecretError, WatcherError
 from watcher.values import Config, Flow, Json, StorageSettings
 
 if TYPE_CHECKING:
     from watcher.objects import Objects
+    from watcher.secrets import Key
     from watcher.store.db import Database
 
 Level = Literal["OK", "WARN", "FAIL"]
@@ -156,7 +157,7 @@ def _key_and_database(config: Config) -> list[Finding]:
     return [found, *asyncio.run(_database(config, key))]
 
 
-async def _database(config: Config, key: object) -> list[Finding]:
+async def _database(config: Config, key: Key | None) -> list[Finding]:
     from watcher.store import db as store_db
     from watcher.store import migrate
 
@@ -186,17 +187,23 @@ def _schema(where: str, state: str) -> Finding:
     return ok("database", f"{where}: of this version")
 
 
-async def _contents(db: Database, key: object) -> list[Finding]:
+async def _contents(db: Database, key: Key | None) -> list[Finding]:
+    from watcher.secrets import require
     from watcher.store import deliveries, variables, watchers
 
     async with db.read() as tx:
-        secrets = await variables.count_secrets(tx)
+        stored = {row.path: row.value for row in await variables.list(tx) if row.is_secret}
         troubled = [row.name for row in await watchers.everyone(tx) if row.quarantined_at]
         dead = sum(row.dead for row in (await deliveries.pending(tx)).values())
     findings = []
-    if secrets and key is None:
-        fix = "give the service its key again: docs/operations.md, Secrets"
-        findings.append(fail("secrets", f"{secrets} are stored and there is no key to read them", fix, 78))
+    fix = "give the service its key again: docs/operations.md, Secrets"
+    if stored and key is None:
+        findings.append(fail("secrets", f"{len(stored)} are stored and there is no key to read them", fix, 78))
+    else:
+        try:
+            require(key, stored)
+        except SecretError as error:
+            findings.append(fail("secrets", str(error), f"{fix}; or `watcher variable set PATH --secret`", 78))
     if troubled:
         fix = "`watcher status` says why; then `watcher approve` or `watcher resume`"
         findings.append(warn("watchers", f"in quarantine: {', '.join(troubled)}", fix))

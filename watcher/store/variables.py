@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from sqlalchemy import delete as delete_from
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from watcher.store.db import micros, run_sql
@@ -51,9 +51,3 @@ async def put(
 async def delete(tx: AsyncConnection, path: str) -> bool:
     """False: there was none."""
     return bool((await tx.execute(delete_from(variable).where(variable.c.path == path))).rowcount)
-
-
-async def count_secrets(tx: AsyncConnection) -> int:
-    """How many variables cannot be read without the key."""
-    secret = select(func.count()).select_from(variable).where(variable.c.is_secret)
-    return int((await tx.execute(secret)).scalar_one())
