@@ -185,6 +185,13 @@ def test_a_second_service_is_refused_and_told_who_holds_the_database(watcher: De
     assert control.alive(watcher.where / "watcher-data" / "control.sock")
 
 
+def test_an_item_that_was_cut_within_a_character_hides_nothing(watcher: Desk) -> None:
+    watcher.lists({"id": "a", "title": "cut \ud83d"})
+    (item,) = watcher.json("plan", "one")["items"]
+    assert item["payload"]["item"] == {"id": "a", "title": "cut \ud83d"}
+    watcher("plan", "one", "--out", str(watcher.where / "plan.json"))
+
+
 def test_the_doctor_asks_the_service(watcher: Desk) -> None:
     findings = {finding["what"]: finding for finding in watcher.json("doctor")}
     assert findings["service"]["found"].startswith("running as process")

@@ -71,7 +71,7 @@ def application(operator: Operator) -> Starlette:
     """
     from starlette.applications import Starlette
     from starlette.requests import Request
-    from starlette.responses import JSONResponse, Response
+    from starlette.responses import Response
     from starlette.routing import Route
 
     from watcher import log
@@ -79,8 +79,12 @@ def application(operator: Operator) -> Starlette:
 
     logger = log.get("watcher.control")
 
+    def answer(value: Json, status: int = 200) -> Response:
+        # As ASCII: an item whose text was cut within a character has no UTF-8, and is shown all the same.
+        return Response(json.dumps(value, allow_nan=False), status, media_type="application/json")
+
     def refuse(status: int, error: str, exit_code: int) -> Response:
-        return JSONResponse({"error": error, "exit_code": exit_code}, status)
+        return answer({"error": error, "exit_code": exit_code}, status)
 
     async def call(request: Request) -> Response:
         name = request.path_params["verb"]
@@ -99,7 +103,7 @@ def application(operator: Operator) -> Starlette:
         except Exception as error:
             logger.exception("control.failed", verb=name)
             return refuse(500, f"{type(error).__name__} in the service: its log has the details", 1)
-        return JSONResponse({"result": result})
+        return answer({"result": result})
 
     return Starlette(routes=[Route("/{verb}", call, methods=["POST"])])
 
