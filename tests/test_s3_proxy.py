@@ -398,6 +398,37 @@ async def test_an_object_may_not_be_larger_than_the_configuration_says(place: Pl
 # --- uploads in parts -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("kind", ["crc32", "crc32c", "crc64nvme", "sha1", "sha256"])
+async def test_the_checksum_of_a_whole_upload_is_the_objects(place: Place, tmp_path: Path, kind: str) -> None:
+    s3, name = await place.client(), f"x_amz_checksum_{kind}"
+    upload = value(await s3("POST", "a", query="uploads"), "UploadId")
+    tags = []
+    for number, body in ((1, b"hello "), (2, b"world")):
+        answer = await s3("PUT", "a", query=f"partNumber={number}&uploadId={upload}", body=body)
+        tags.append(f"<Part><PartNumber>{number}</PartNumber><ETag>{answer.headers['etag']}</ETag></Part>")
+    wanted = f"<CompleteMultipartUpload>{''.join(tags)}</CompleteMultipartUpload>".encode()
+    sum = sigv4.SUMS[name.replace("_", "-")]()
+    assert sum is not None
+    sum.update(b"hello world")
+    right = base64.b64encode(sum.digest()).decode()
+    wrong = base64.b64encode(bytes(len(sum.digest()))).decode()
+    answer = await s3("POST", "a", query=f"uploadId={upload}", body=wanted, **{name: wrong})
+    assert code(answer) == (400, "BadDigest")
+    assert (await s3("HEAD", "a")).status_code == 404
+    answer = await s3("POST", "a", query=f"uploadId={upload}", body=wanted, **{name: right})
+    assert answer.status_code == 200, answer.text
+    assert (await s3("GET", "a")).content == b"hello world"
+
+
+async def test_the_checksum_of_checksums_is_not_taken_for_the_objects(place: Place) -> None:
+    s3 = await place.client()
+    upload = value(await s3("POST", "a", query="uploads"), "UploadId")
+    etag = (await s3("PUT", "a", query=f"partNumber=1&uploadId={upload}", body=b"x")).headers["etag"]
+    wanted = f"<Upload><Part><PartNumber>1</PartNumber><ETag>{etag}</ETag></Part></Upload>".encode()
+    answer = await s3("POST", "a", query=f"uploadId={upload}", body=wanted, x_amz_checksum_crc32="AAAAAA==-1")
+    assert answer.status_code == 200, answer.text
+
+
 def complete(*parts: tuple[int, str]) -> bytes:
     inside = "".join(f"<Part><PartNumber>{n}</PartNumber><ETag>{etag}</ETag></Part>" for n, etag in parts)
     return f"<CompleteMultipartUpload>{inside}</CompleteMultipartUpload>".encode()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -254,13 +255,33 @@ def test_a_body_is_held_to_its_hash_and_its_length() -> None:
         ([("content-md5", md5)], b"hello", ""),
         ([("content-md5", "AAAA")], b"hello", "BadDigest"),
         ([("x-amz-checksum-sha256", "AAAA")], b"hello", "BadDigest"),
-        ([("x-amz-checksum-crc64nvme", "not verified")], b"hello", ""),
+        ([("x-amz-checksum-crc32", "NhCmhg==")], b"hello", ""),
+        ([("x-amz-checksum-crc32c", "mnG7TA==")], b"hello", ""),
+        ([("x-amz-checksum-crc32c", "mnG7TQ==")], b"hello", "BadDigest"),
+        ([("x-amz-checksum-crc64nvme", "M3eFcAZSQlc=")], b"hello", ""),
+        ([("x-amz-checksum-crc64nvme", "M3eFcAZSQlg=")], b"hello", "BadDigest"),
+        ([("x-amz-checksum-crc64nvme", "NhCmhg==")], b"hello", "BadDigest"),
     ):
         body = whole(sha, *headers)
         assert b"".join(body.feed(data)) == data
         assert code_of(body.finish) == code
     with pytest.raises(Refusal, match="longer"):
         list(whole(sigv4.UNSIGNED, ("content-length", "4")).feed(b"hello"))
+
+
+def test_without_the_library_for_them_two_checksums_are_not_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "awscrt", None)
+    for name in ("crc32c", "crc64nvme"):
+        body = whole(hashlib.sha256(b"hello").hexdigest(), (f"x-amz-checksum-{name}", "AAAA"))
+        assert b"".join(body.feed(b"hello")) == b"hello"
+        body.finish()
+
+
+def test_a_checksum_that_was_announced_must_come() -> None:
+    for trailer in (b"", b"x-amz-checksum-sha1:AAAA\r\n"):
+        body = Body(*unsigned_chunks(("x-amz-decoded-content-length", "5")), SECRET)
+        list(body.feed(b"5\r\nhello\r\n0\r\n" + trailer + b"\r\n"))
+        assert code_of(body.finish) == "BadDigest"
 
 
 # --- what is not quite right ------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ async def client(code: str, env: dict[str, str], seconds: float = 300) -> Any:
 # --- boto3 ------------------------------------------------------------------------------------------------------------
 
 BOTO3 = """
-    import io, os, boto3, httpx, wmill
+    import base64, io, os, boto3, httpx, wmill
     from botocore.config import Config
     from botocore.exceptions import ClientError
     from boto3.s3.transfer import TransferConfig
@@ -113,7 +113,7 @@ BOTO3 = """
     assert sorted(listed) == sorted([key, "boto/big"])
     assert listed["boto/big"]["ETag"] == head["ETag"]
 
-    for algorithm in ("CRC32", "SHA1", "SHA256"):
+    for algorithm in ("CRC32", "CRC32C", "CRC64NVME", "SHA1", "SHA256"):
         s3.put_object(Bucket=bucket, Key="boto/sum", Body=io.BytesIO(b"x" * 100_000), ChecksumAlgorithm=algorithm)
 
     s3.copy({"Bucket": bucket, "Key": "boto/big"}, bucket, "boto/copy", Config=parts)
@@ -142,6 +142,10 @@ BOTO3 = """
             work()
         except ClientError as error:
             return error.response["Error"]["Code"]
+
+    for name, sum in (("CRC32", 4), ("CRC32C", 4), ("CRC64NVME", 8), ("SHA1", 20), ("SHA256", 32)):
+        wrong = {f"Checksum{name}": base64.b64encode(bytes(sum)).decode()}
+        assert refused(lambda: s3.put_object(Bucket=bucket, Key="boto/never", Body=b"x", **wrong)) == "BadDigest"
 
     upload = s3.create_multipart_upload(Bucket=bucket, Key="boto/never")["UploadId"]
     s3.upload_part(Bucket=bucket, Key="boto/never", UploadId=upload, PartNumber=1, Body=b"x")

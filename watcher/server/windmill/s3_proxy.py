@@ -222,7 +222,9 @@ class Proxy:
         if bucket and bucket != bucket_of(storage):
             raise Refusal("NoSuchBucket", f"this endpoint has one bucket, {bucket_of(storage)}")
         query = dict(sigv4.pairs(asked.query))
-        return Call(request, asked, storage, principal, bucket, key, query, now, sigv4.Body(asked, claimed, secret))
+        # Of an upload that is completed the checksum is that of all its parts, and not of the XML that names them.
+        of_body = _without_sums(asked) if request.method == "POST" and "uploadId" in query else asked
+        return Call(request, asked, storage, principal, bucket, key, query, now, sigv4.Body(of_body, claimed, secret))
 
     async def _secret(self, asked: Asked, claimed: sigv4.Claim) -> str:
         """The secret with which it was signed. Raises Refusal."""
@@ -471,7 +473,19 @@ class Proxy:
         await asyncio.wait({work}, timeout=PATIENCE)
         return _xml(done(work.result().etag)) if work.done() else _Slow(call.request, work, done)
 
+    async def _sum_up(self, call: Call, id: str, parts: Sequence[Part]) -> None:
+        """Raise Refusal unless the parts have the checksum of the whole that the client sent. (``…-3`` is one of the
+        checksums of three parts, which were verified when they came.)"""
+        given = {name: value for name, value in call.asked.headers if _is_sum(name) and "-" not in value}
+        fed = sigv4.sums(given)
+        if fed:
+            async for chunk in self._parts.read(id, parts):
+                for each in fed.values():
+                    each.update(chunk)
+            sigv4.check_sums(fed, given)
+
     async def _put_together(self, call: Call, id: str, upload: Upload, parts: Sequence[Part]) -> Meta:
+        await self._sum_up(call, id, parts)
         absent, ahead = _only_if_absent(call.asked), self._ahead.pop(id, None)
         meta = None
         if ahead is not None:
@@ -547,6 +561,14 @@ def _unmounted(asked: Asked) -> Asked:
         return asked
     headers = [(name, value + place[0].lower() if name == "host" else value) for name, value in asked.headers]
     return replace(asked, path=asked.path[place.end() :] or "/", headers=headers)
+
+
+def _is_sum(name: str) -> bool:
+    return name.startswith("x-amz-checksum-")
+
+
+def _without_sums(asked: Asked) -> Asked:
+    return replace(asked, headers=[(name, value) for name, value in asked.headers if not _is_sum(name)])
 
 
 def _described(asked: Asked) -> dict[str, Any]:
