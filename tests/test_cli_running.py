@@ -54,10 +54,14 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (where / "listing.py").write_text(LISTING)
     (where / "listed.json").write_text('[{"id": "a", "n": 1}]')
     text = CONFIG.replace("LISTED", str(where / "listed.json"))
-    names = ("planned", "paused", "stated", "retried", "two")
+    names = ("planned", "halved", "paused", "stated", "retried", "two")
     tables = {name: text[text.index("[watchers") :].replace("watchers.one", f"watchers.{name}") for name in names}
     # A cron watcher waits for its time: nobody may commit between a plan and its run.
     tables["planned"] = tables["planned"].replace('every = "1h"', 'cron = "0 0 1 1 *"')
+    tables["halved"] = (
+        tables["planned"].replace("watchers.planned", "watchers.halved").replace("listed.json", "halved.json")
+    )
+    (where / "halved.json").write_text(json.dumps([{"id": "a", "title": "cut \ud83d"}]))
     (where / "watcher.toml").write_text(text + "".join(tables.values()))
     process = start(where)
     try:
@@ -148,7 +152,7 @@ def test_a_good_configuration_is_swapped_in_and_a_bad_one_is_not(watcher: Desk) 
     more = good + good[good.index("[watchers.two") :].replace("two", "three")
     file.write_text(more)
     try:
-        assert watcher.json("reload")["watchers"] == 7
+        assert watcher.json("reload")["watchers"] == 8
         file.write_text(more.replace('every = "1h"', 'every = "1 hour"', 1))
         watcher("reload", expect=78)
         assert "watcher.toml:" in watcher.err
@@ -186,10 +190,12 @@ def test_a_second_service_is_refused_and_told_who_holds_the_database(watcher: De
 
 
 def test_an_item_that_was_cut_within_a_character_hides_nothing(watcher: Desk) -> None:
-    watcher.lists({"id": "a", "title": "cut \ud83d"})
-    (item,) = watcher.json("plan", "one")["items"]
+    plan, recording = str(watcher.where / "plan.json"), str(watcher.where / "recording.json")
+    (item,) = watcher.json("plan", "halved")["items"]
     assert item["payload"]["item"] == {"id": "a", "title": "cut \ud83d"}
-    watcher("plan", "one", "--out", str(watcher.where / "plan.json"))
+    watcher("plan", "halved", "--out", plan, "--record", recording)
+    watcher("run", "halved", "--plan", plan)
+    assert any(found["payload"] == item["payload"] for found in watcher.json("items"))
 
 
 def test_the_doctor_asks_the_service(watcher: Desk) -> None:

@@ -324,7 +324,7 @@ def _json_file(path: Path, option: str) -> Json:
 def _write(path: Path, value: Json) -> None:
     """For this user alone: answers of a source may hold what is not for everybody."""
     with open(path, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-        json.dump(value, file, ensure_ascii=False)
+        json.dump(value, file)
 
 
 # --- for people -------------------------------------------------------------------------------------------------------
