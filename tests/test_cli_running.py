@@ -160,7 +160,7 @@ def test_a_good_configuration_is_swapped_in_and_a_bad_one_is_not(watcher: Desk) 
     finally:
         file.write_text(good)
     watcher("reload")
-    assert len([w for w in watcher.json("status")["watchers"] if w["condition"] != "gone"]) == 6
+    assert len([w for w in watcher.json("status")["watchers"] if w["condition"] != "gone"]) == 7
 
 
 def test_a_backup_and_an_export_are_made_while_it_runs(watcher: Desk) -> None:
