@@ -89,7 +89,7 @@ class Courier:
         """
         if self.preset.preliminary or len(delivery.payload) > AHEAD or self._wary or not self._is_sent_whole(delivery):
             return None
-        return self._timed(partial(self._made, delivery, resolved, now))
+        return self._minded(partial(self._made, delivery, resolved, now))
 
     async def attempt(
         self, delivery: Delivery, resolved: Resolved, now: datetime, made: Made | None = None
@@ -204,14 +204,20 @@ class Courier:
     async def _make(self, delivery: Delivery, make: Callable[[], T]) -> T:
         """What ``make`` returns. Where a template may take long it is left to a thread, so that others are sent to."""
         if not self._wary and not (self._templates and len(delivery.payload) > AHEAD):
-            return self._timed(make)
+            return self._minded(make)
         async with self._making:  # one thread for each such flow: more would only take turns
             self._wary = max(0, self._wary - 1)
-            return await asyncio.to_thread(self._timed, make)
+            return await asyncio.to_thread(self._measured, make)
 
-    def _timed(self, make: Callable[[], T]) -> T:
-        if not self._templates:
+    def _minded(self, make: Callable[[], T]) -> T:
+        begun = time.perf_counter()
+        try:
             return make()
+        finally:
+            if self._templates and time.perf_counter() - begun > LONG:
+                self._wary = max(self._wary, 1)  # or others had the processor: the next one will tell
+
+    def _measured(self, make: Callable[[], T]) -> T:
         begun = time.thread_time()
         try:
             return make()
