@@ -250,6 +250,26 @@ async def test_a_text_that_was_cut_within_a_character_is_read_again(here: Place)
     assert whole["value"] == {"title": "\ud83d"}
 
 
+async def test_a_state_that_cannot_be_decoded_makes_its_run_fail(here: Place) -> None:
+    """Python's client takes the error for "there is none"; the run keeps nothing of what its script made of that."""
+    await here.api("POST", "resources/create", {"path": "u/me/s", "value": "precious", "resource_type": "state"})
+    with closing(sqlite3.connect(here.where / "watcher.db", timeout=30)) as db:
+        db.execute("UPDATE resource SET value = '{\"cut' WHERE path = 'u/me/s'")
+        db.commit()
+    env = await here.job()
+    code = """
+import wmill
+assert wmill.get_state(path="u/me/s") is None
+wmill.set_state("begins anew")
+show(1)
+"""
+    assert (await python(NEWEST, code, env)).value == 1
+    ended = await here.let_go([{"id": 1}])
+    assert ended["success"] is False
+    assert "u/me/s" in ended["result"]["error"]["message"]
+    assert await state(here) == 404
+
+
 async def test_sizes(here: Place) -> None:
     env = await here.job()
     code = """

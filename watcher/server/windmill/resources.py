@@ -10,6 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
 
+from watcher import log
 from watcher.errors import Damaged, StoreError, WatcherError
 from watcher.server.windmill.desk import (
     Answer,
@@ -30,6 +31,8 @@ from watcher.server.windmill.desk import (
 from watcher.server.windmill.types import fits
 from watcher.store import resources as store
 from watcher.values import UNSET, Json
+
+_log = log.get("server")
 
 PATIENT = 1.0
 """Seconds that every client waits for an answer."""
@@ -65,10 +68,11 @@ async def _heard(endpoint: Endpoint, request: Request) -> Response:
         response = await endpoint(request)
     except (HTTPException, WatcherError):
         raise
-    except Exception:
-        if session is not None:  # a mistake of ours is no "there is nothing" either
+    except Exception as error:  # a mistake of ours is no "there is nothing" either
+        _log.error("request.failed", path=request.url.path, exc_info=error)
+        if session is not None:
             session.fail(f"{request.url.path} could not be answered: the log has the details")
-        raise
+        raise HTTPException(500, "something unforeseen went wrong: the log has the details") from error
     if session is None or time.monotonic() - began < PATIENT:
         return response
     await request.body()  # what was sent comes before the news that nobody listens
