@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from watcher.errors import WatcherError
-from watcher.values import Json
+from watcher.values import REFERENCES, Json
 
 _TEXT: Json = {"type": "string"}
 _BOOL: Json = {"type": "boolean"}
@@ -96,9 +96,6 @@ SHIPPED: Mapping[str, tuple[str, Json]] = {
     "smtp": ("a mail server", _type("host", host=_TEXT, port=_PORT, user=_TEXT, password=_TEXT)),
 }  # fmt: skip
 """Name → description and JSON Schema. Only what a connection cannot do without is required."""
-
-REFERENCES = ("$var:", "$res:", "$env:", "$file:")
-
 
 SECONDS = 5.0
 """How long a pattern that somebody wrote may search."""

@@ -18,6 +18,9 @@ Format = Literal["envelope", "plain", "cloudevents", "cloudevents-structured"]
 Style = Literal["listing", "cursor", "windmill"]
 """How a script works: it describes the world, describes it from a cursor on, or returns what is new by itself."""
 
+REFERENCES = ("$var:", "$res:", "$env:", "$file:")
+"""How a text begins that stands for another value, which is looked up at each use."""
+
 
 # --- what the configuration says ------------------------------------------------------------------------------------
 

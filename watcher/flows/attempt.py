@@ -17,7 +17,7 @@ from watcher.failpoint import failpoint
 from watcher.flows import batch, large, presets, shape
 from watcher.flows.preset import Preset, Resolved
 from watcher.log import register
-from watcher.values import Delivery, Flow, Judgement, Request, Response, Verdict
+from watcher.values import REFERENCES, Delivery, Flow, Judgement, Request, Response, Verdict
 
 KEEP = 4096
 """Bytes that are read of the answer to a delivery."""
@@ -353,4 +353,4 @@ def build(flow: Flow, *, settings: Mapping[str, Any], **values: Any) -> Resolved
 
 def is_reference(value: Any) -> bool:
     """Whether a value stands for another one that is looked up at each use."""
-    return isinstance(value, str) and value.startswith(("$var:", "$res:", "$env:", "$file:"))
+    return isinstance(value, str) and value.startswith(REFERENCES)

@@ -5,11 +5,21 @@ from __future__ import annotations
 import difflib
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache, wraps
 from typing import Any
 
-from jinja2 import ChainableUndefined, TemplateError, TemplateSyntaxError, Undefined, meta, nodes, pass_context
+from jinja2 import (
+    ChainableUndefined,
+    TemplateError,
+    TemplateSyntaxError,
+    Undefined,
+    meta,
+    nodes,
+    pass_context,
+    pass_environment,
+)
+from jinja2.filters import make_attrgetter
 from jinja2.nodes import EvalContext
 from jinja2.parser import Parser
 from jinja2.runtime import Context
@@ -22,7 +32,7 @@ MAX_OUTPUT = 1024 * 1024
 """Bytes of one rendered body, and of one rendered header; characters of any text made on the way."""
 MAX_STEPS = 100_000
 """Turns of loops and calls of one template, all together."""
-MAX_SECONDS = 2.0
+MAX_SECONDS = 0.5
 """Processor time that loops and calls of one template may take: nothing else runs meanwhile."""
 MAX_BITS = 4096
 """Of a number."""
@@ -33,6 +43,7 @@ _BARE = re.compile(r"\s*\{\{-?\s*(.*?)\s*-?\}\}\s*", re.DOTALL)
 _WIDE = re.compile(r"\d{6}|%[-+ #0]*\*")  # a width of a million, or one that comes from elsewhere
 _SPENT = " spent"  # no name of a template's has a space
 _GROWS = ("center", "ljust", "rjust", "zfill", "expandtabs", "replace", "join")
+_NEVER = ("encode", "translate", "to_bytes")  # bytes, which JSON has not; a text of any length for each character
 _PLAIN = frozenset((str, int, float, bool, type(None), dict, list))
 
 
@@ -71,14 +82,93 @@ def _short(*given: Any) -> None:
             raise DeliveryError(f"makes a text of more than {MAX_OUTPUT} characters")
 
 
-def _bounded_filter(function: Callable[..., Any]) -> Callable[..., Any]:
-    def bounded(value: Any, *args: Any, **kwargs: Any) -> Any:
-        _short(*args, *kwargs.values())
-        if function.__name__ == "do_format" and _WIDE.search(str(value)):
-            raise DeliveryError("formats with a width that is too large, or that is an argument")
-        return function(value, *args, **kwargs)
+def _bounded_filter(function: Callable[..., Any], bound: Callable[..., None]) -> Callable[..., Any]:
+    @wraps(function)  # with Jinja's mark that it wants the context or the environment first
+    def bounded(*args: Any, **kwargs: Any) -> Any:
+        given = args[1:] if hasattr(function, "jinja_pass_arg") else args
+        bound(*given, **kwargs)
+        return function(*args, **kwargs)
 
     return bounded
+
+
+def _weight(value: Any, at_most: int) -> int:
+    """Characters of a value as text, about; no further than ``at_most``."""
+    if isinstance(value, str | bytes):
+        return len(value)
+    if not isinstance(value, Mapping | list | tuple):
+        return 8
+    weight = 0
+    for each in value:
+        weight += 2 + _weight(each, at_most) + (_weight(value[each], at_most) if isinstance(value, Mapping) else 0)
+        if weight > at_most:
+            break
+    return weight
+
+
+def _longest(values: Iterable[Any]) -> int:
+    return max((_weight(value, MAX_OUTPUT) for value in values), default=0)
+
+
+def _bound_width(text: Any, width: Any = 4, *_: Any, **__: Any) -> None:
+    _multiplied(str(text).count("\n") + 1, len(width) if isinstance(width, str) else int(width))
+
+
+def _bound_center(text: Any, width: int = 80, *_: Any, **__: Any) -> None:
+    _short(width)
+
+
+def _bound_format(text: Any, *args: Any, **kwargs: Any) -> None:
+    _short(*args, *kwargs.values())
+    _bound_percent(str(text), [*args, *kwargs.values()])
+
+
+def _bound_percent(text: str, values: Iterable[Any]) -> None:
+    if _WIDE.search(text):
+        raise DeliveryError("formats with a width that is too large, or that is an argument")
+    _multiplied(text.count("%"), _longest(values))
+
+
+def _bound_columns(values: Any, count: int, fill_with: Any = None, *_: Any, **__: Any) -> None:
+    _short(count)
+
+
+def _bound_wordwrap(
+    text: Any, width: int = 79, break_long_words: bool = True, wrapstring: str | None = None, *_: Any, **__: Any
+) -> None:
+    _multiplied(len(str(text)), len(wrapstring or ""))
+
+
+def _bound_replace(text: Any, old: Any, new: Any, *_: Any, **__: Any) -> None:
+    _multiplied(str(text).count(str(old)), len(str(new)))
+
+
+def _bound_json(value: Any, indent: int | None = None) -> None:
+    if indent and indent > 16:
+        raise DeliveryError("indents by more than 16")
+
+
+def _bound_links(text: Any, *args: Any, **kwargs: Any) -> None:
+    if any(isinstance(each, str) and len(each) > 100 for each in (*args, *kwargs.values())):
+        raise DeliveryError("gives links an attribute of more than 100 characters")
+
+
+@pass_environment
+def _join(environment: Any, value: Any, d: Any = "", attribute: str | int | None = None) -> str:
+    """Jinja's `join`, bounded."""
+    if attribute is not None:
+        value = map(make_attrgetter(environment, attribute), value)
+    return str(d).join(_joined(str(d), value))
+
+
+def _joined(between: str, value: Iterable[Any]) -> list[str]:
+    parts, size = [], 0
+    for each in value:
+        parts.append(str(each))
+        size += len(parts[-1]) + len(between)
+        if size > MAX_OUTPUT:
+            raise DeliveryError(f"renders more than {MAX_OUTPUT} characters")
+    return parts
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -94,17 +184,26 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         __context.parent[_SPENT].step()
         _short(*(each for each in (*args, *kwargs.values()) if isinstance(each, str)))
-        if getattr(__obj, "__name__", "") in _GROWS:
+        name, text = getattr(__obj, "__name__", ""), getattr(__obj, "__self__", "")
+        if name in _NEVER:
+            raise DeliveryError(f"calls {name}(), which no template may")
+        if name in _GROWS:
             _short(*args, *kwargs.values())
-            text = getattr(__obj, "__self__", "")
-            if __obj.__name__ == "replace" and args and isinstance(args[-1], str):
+            if name == "replace" and args and isinstance(args[-1], str):
                 _multiplied(len(text) + 1, len(args[-1]))
+            elif name == "join" and args:
+                args = (_joined(text, args[0]),)
+            elif name == "expandtabs" and (args or kwargs):
+                _multiplied(text.count("\t"), *args, *kwargs.values())
         return super().call(__context, __obj, *args, **kwargs)
 
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "%":
-            if isinstance(left, str) and _WIDE.search(left):
-                raise DeliveryError("formats with a width that is too large, or that is an argument")
+            if isinstance(left, str):
+                values = (
+                    right.values() if isinstance(right, Mapping) else right if isinstance(right, tuple) else (right,)
+                )
+                _bound_percent(left, values)
         elif isinstance(left, int) and isinstance(right, int):
             bits = left.bit_length() * abs(right) if operator == "**" else left.bit_length() + right.bit_length()
             if bits > MAX_BITS:
@@ -112,7 +211,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         elif operator == "*":
             for text, times in ((left, right), (right, left)):
                 if isinstance(text, str | list | tuple) and isinstance(times, int):
-                    _multiplied(len(text), times)
+                    _multiplied(_weight(text, MAX_OUTPUT), times)
         return super().call_binop(context, operator, left, right)
 
     def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
@@ -121,7 +220,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             return None
         if _WIDE.search(value.__self__) or re.search(r":[^}]*\{", value.__self__):
             raise DeliveryError("formats with a width that is too large, or that is an argument")
-        return wrapped
+
+        def bounded(*args: Any, **kwargs: Any) -> str:
+            _multiplied(value.__self__.count("{"), _longest((*args, *kwargs.values())))
+            return wrapped(*args, **kwargs)
+
+        return bounded
 
 
 def _multiplied(length: int, times: int) -> None:
@@ -168,8 +272,20 @@ _sandbox.globals.clear()
 _EVAL = EvalContext(_sandbox)
 _sandbox.filters["counted"] = _counted
 _sandbox.filters["json_value"] = _json
-for _name in ("center", "indent", "format", "batch", "slice", "wordwrap"):
-    _sandbox.filters[_name] = _bounded_filter(_sandbox.filters[_name])
+_sandbox.filters["join"] = _join
+_BOUNDS: dict[str, Callable[..., None]] = {
+    "batch": _bound_columns,
+    "center": _bound_center,
+    "format": _bound_format,
+    "indent": _bound_width,
+    "replace": _bound_replace,
+    "slice": _bound_columns,
+    "tojson": _bound_json,
+    "urlize": _bound_links,
+    "wordwrap": _bound_wordwrap,
+}
+for _name, _bound in _BOUNDS.items():
+    _sandbox.filters[_name] = _bounded_filter(_sandbox.filters[_name], _bound)
 
 
 # --- rendering --------------------------------------------------------------------------------------------------------
@@ -309,12 +425,40 @@ def mistakes(text: str, known: frozenset[str], *, as_expression: bool = False) -
         _sandbox.compile(tree)
         used = meta.find_undeclared_variables(tree)
     except TemplateError as error:
-        yield words(error)
+        yield words(error) + _meant(str(error))
         return
     for name in sorted(used - known):
         near = difflib.get_close_matches(name, known, 1)
         hint = f"did you mean {near[0]}?" if near else "known are " + ", ".join(sorted(known))
         yield f"no such name: {name} ({hint})"
+
+
+def unknown_fields(text: str, name: str, known: Collection[str]) -> Iterator[str]:
+    """What a template asks of a variable whose fields are known, and which it has not."""
+    try:
+        tree = _parse(text)
+    except TemplateError:
+        return
+    if any(each.name == name and each.ctx != "load" for each in tree.find_all(nodes.Name)):
+        return  # it has one of its own by that name
+    asked: list[tuple[nodes.Node, Any]] = [(each.node, each.attr) for each in tree.find_all(nodes.Getattr)]
+    asked += [(each.node, getattr(each.arg, "value", None)) for each in tree.find_all(nodes.Getitem)]
+    for of, field in asked:
+        if not isinstance(of, nodes.Name) or of.name != name:
+            continue
+        if isinstance(field, str) and field not in known:
+            near = difflib.get_close_matches(field, known, 1)
+            hint = f"did you mean {near[0]}?" if near else "it makes " + ", ".join(sorted(known))
+            yield f"`map` makes no {field} ({hint})"
+
+
+def _meant(said: str) -> str:
+    """``No filter named 'truncat'.`` or ``No test named …``: which one was meant."""
+    missing = re.match(r"No (filter|test) named '(\w+)'", said)
+    if not missing:
+        return ""
+    near = difflib.get_close_matches(missing[2], _sandbox.filters if missing[1] == "filter" else _sandbox.tests, 1)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def words(error: Exception) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 from watcher.errors import DeliveryError
 from watcher.flows import sandbox
 from watcher.flows.sandbox import MAX_OUTPUT
-from watcher.values import UNSET, Delivery, Find, Flow, Json
+from watcher.values import REFERENCES, UNSET, Delivery, Find, Flow, Json
 
 FILTER_NAMES = frozenset({"item", "key", "change", "previous", "patch", "watcher"})
 TEMPLATE_NAMES = FILTER_NAMES | {"id", "item_id", "run_id", "revision", "found_at"}
@@ -144,13 +144,17 @@ def check(flow: Flow) -> list[tuple[str, str]]:
         mistakes += [("filter", said) for said in sandbox.mistakes(flow.filter, FILTER_NAMES, as_expression=True)]
     for where, text in (*_strings(flow.map, "map"), *_strings(flow.body, "body")):
         mistakes += [(where, said) for said in sandbox.mistakes(text, TEMPLATE_NAMES)]
+    if isinstance(flow.map, Mapping):
+        for where, text in (*_strings(flow.body, "body"), *_strings(flow.headers, "headers")):
+            if not text.startswith(REFERENCES):
+                mistakes += [(where, said) for said in sandbox.unknown_fields(text, "item", flow.map)]
     for name, text in flow.headers.items():
         where = f"headers.{name}"
         if not _HEADER_NAME.fullmatch(name):
             mistakes.append((where, "not the name of a header: letters, digits and - only"))
         elif name.lower() in RESERVED_HEADERS or name.lower().startswith("webhook-"):
             mistakes.append((where, "watcher sets this header itself: leave it out"))
-        if not text.startswith("$"):
+        if not text.startswith(REFERENCES):
             if not text.isprintable():
                 mistakes.append((where, "a header holds no line breaks and no control characters"))
             mistakes += [(where, said) for said in sandbox.mistakes(text, TEMPLATE_NAMES)]
