@@ -131,6 +131,18 @@ async def test_what_a_client_says_of_its_object_is_kept(place: Place) -> None:
     assert "x-amz-meta-source" not in (await s3("HEAD", "a")).headers
 
 
+async def test_a_promise_that_nobody_keeps_is_not_made(place: Place) -> None:
+    s3 = await place.client()
+    for vow in (
+        {"x_amz_server_side_encryption_customer_algorithm": "AES256"},
+        {"x_amz_server_side_encryption": "aws:kms"},
+        {"x_amz_object_lock_mode": "GOVERNANCE"},
+    ):
+        assert code(await s3("PUT", "a", body=b"x", **vow)) == (501, "NotImplemented")
+        assert code(await s3("POST", "a", query="uploads", **vow)) == (501, "NotImplemented")
+    assert (await s3("PUT", "a", body=b"x", x_amz_server_side_encryption="AES256")).status_code == 200
+
+
 async def test_what_no_client_could_read_back_is_refused(place: Place) -> None:
     s3 = await place.client()
     assert code(await s3("PUT", "a", body=b"x", x_amz_meta_a="x" * 2048)) == (400, "MetadataTooLarge")

@@ -316,6 +316,30 @@ async def test_a_short_answer_is_one_segment_on_the_wire(here: Site) -> None:
     assert await answered_by(here.application, ask) == [1, 1, 1]
 
 
+async def test_whoever_waits_for_a_go_ahead_and_is_refused_gets_a_new_connection(here: Site) -> None:
+    """What such a client asks next would be taken for the body that it never sent."""
+
+    def ask(token: str, body: bytes) -> Callable[[socket.socket], list[bytes]]:
+        def asked(connection: socket.socket) -> list[bytes]:
+            head = f"POST {RUN} HTTP/1.1\r\nhost: 127.0.0.1\r\nauthorization: Bearer {token}\r\ncontent-length: 2\r\n"
+            connection.sendall(head.encode() + b"expect: 100-continue\r\n\r\n")
+            said = [connection.recv(65536)]
+            connection.sendall(body)
+            said.append(connection.recv(65536))
+            return said
+
+        return asked
+
+    refused, end = await answered_by(here.application, ask("unknown", b""))
+    assert refused.startswith(b"HTTP/1.1 401 ")
+    assert b"\r\nconnection: close\r\n" in refused.lower()
+    assert end == b""
+    go_on, done = await answered_by(here.application, ask("all", b"{}"))
+    assert go_on.startswith(b"HTTP/1.1 100 ")
+    assert done.startswith(b"HTTP/1.1 201 ")
+    assert b"connection: close" not in done.lower()
+
+
 def data_segments(connection: socket.socket) -> int:
     """How many segments with data a connection received: tcpi_data_segs_in of the kernel's struct tcp_info."""
     return int.from_bytes(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 160)[152:156], sys.byteorder)

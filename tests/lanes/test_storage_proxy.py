@@ -147,6 +147,9 @@ BOTO3 = """
         wrong = {f"Checksum{name}": base64.b64encode(bytes(sum)).decode()}
         assert refused(lambda: s3.put_object(Bucket=bucket, Key="boto/never", Body=b"x", **wrong)) == "BadDigest"
 
+    for n in range(3):  # a refusal leaves the connection fit for what is asked next
+        assert refused(lambda: s3.put_object(Bucket=bucket, Key="/boto", Body=b"x")) == "InvalidArgument"
+
     upload = s3.create_multipart_upload(Bucket=bucket, Key="boto/never")["UploadId"]
     s3.upload_part(Bucket=bucket, Key="boto/never", UploadId=upload, PartNumber=1, Body=b"x")
     assert len(s3.list_multipart_uploads(Bucket=bucket)["Uploads"]) == 1

@@ -176,8 +176,8 @@ class Cloud:
         if_absent: bool,
     ) -> Meta:
         given = {"Content-Type": content_type, "Content-Disposition": content_disposition}
-        given |= {self._name(name): value for name, value in attributes.items()}
         said = {name: value for name, value in given.items() if value}
+        said |= {self._name(name): value for name, value in attributes.items()}
         stream = _Stream(_one(body) if isinstance(body, bytes) else body)
         with self._errors(key, writing=True):
             # What fits into one part is one request, which alone can be conditional; a longer stream looks first.

@@ -92,11 +92,24 @@ class Guard:
         if scope["type"] != "http":
             return
 
+        waits = any(name == b"expect" for name, _ in scope["headers"])
+        wire = receive
+
+        async def came() -> Message:
+            nonlocal waits
+            waits = False
+            return await wire()
+
+        if waits:
+            receive = came
+
         async def answer(message: Message) -> None:
             if message["type"] == "http.response.start":
                 headers = [*message.get("headers", ())]
                 given = {name for name, _ in headers}
                 message["headers"] = headers + [header for header in _HEADERS if header[0] not in given]
+                if waits:  # for a go-ahead, and never got it: what it asks next would be taken for its body
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         connection = HTTPConnection(scope)

@@ -349,6 +349,7 @@ class Proxy:
 
     async def _put(self, call: Call) -> Response:
         call.may("write")
+        _refuse_vows(call.asked)
         absent = _only_if_absent(call.asked)
         meta = await self._store(call, call.content(), size=call.body.size, absent=absent, **_described(call.asked))
         return Response(status_code=200, headers={"etag": xml.etag(meta.etag)})
@@ -423,6 +424,7 @@ class Proxy:
 
     async def _begin(self, call: Call) -> Response:
         call.may("write")
+        _refuse_vows(call.asked)
         described = _described(call.asked)
         upload = Upload(call.storage.name, call.key, call.principal.name, **described)
         put = partial(self._store, call, size=None, **described)
@@ -561,6 +563,15 @@ def _unmounted(asked: Asked) -> Asked:
         return asked
     headers = [(name, value + place[0].lower() if name == "host" else value) for name, value in asked.headers]
     return replace(asked, path=asked.path[place.end() :] or "/", headers=headers)
+
+
+def _refuse_vows(asked: Asked) -> None:
+    """Raise Refusal for an upload that is to be locked, or encrypted with a key of the client's: to take it all the
+    same would be a promise that nobody keeps."""
+    for name, value in asked.headers:
+        lock = name.startswith(("x-amz-object-lock-", "x-amz-server-side-encryption-"))
+        if lock or (name == "x-amz-server-side-encryption" and value != "AES256"):
+            raise Refusal("NotImplemented", f"{name}: nothing is locked or encrypted here by the wish of a client")
 
 
 def _is_sum(name: str) -> bool:
