@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.support import windmill
+from tests.support.receiver import Receiver, answer
 from tests.support.service import free_port
 from tests.support.windmill import NEWEST, NPM, OLDER_NPM, OLDEST, VERSIONS, Place, on_deno, python
 
@@ -300,6 +301,7 @@ TS_WORDS = {name for name, (code, _) in TS_ROWS.items() if "getVariable" in code
 TROUBLES: dict[str, dict[str, str]] = {
     "401": {"WM_TOKEN": "wtc_wrong"},
     "404": {"WM_WORKSPACE": "other"},
+    "500": {},
     "refused": {},
 }
 
@@ -316,7 +318,7 @@ def troubled(version: str, status: str) -> dict[str, Any]:
     if version == OLDEST:
         quiet = dict.fromkeys({*QUIET, *(name for name in found if name.startswith("set_"))})
         loud = {name: "Exception" for name in found if name.startswith("get_") and name not in {*QUIET, "get_version"}}
-        versions = {"get_version": "watcher v" if status == "404" else "a valid b"}
+        versions = {"get_version": {"404": "watcher v", "500": "broken"}.get(status, "a valid b")}
         return found | quiet | loud | versions | {"get_state_path": PATH, "whoami": "AttributeError"}
     if version == VERSIONS[2] and status != "refused":
         found["wait_job, missing"] = "JSONDecodeError"
@@ -342,15 +344,18 @@ async def test_trouble_as_each_client_tells_it(here: Place, status: str) -> None
     env = {**await here.job(), **TROUBLES[status]}
     if status == "refused":
         env["BASE_INTERNAL_URL"] = f"http://127.0.0.1:{free_port()}"
-    for version in PYTHON:
-        found = await by_python(version, env)
-        assert differs(version, ROWS, ABSENT[version], found, **troubled(version, status)) == {}, version
-    for version in TYPESCRIPT:
-        found = await by_deno(version, env)
-        if status != "refused":
-            for name in TS_IDS - TS_ABSENT[version]:
-                assert isinstance(found[name], int), "it took the error's text for an id"
-        assert differs(version, TS_ROWS, TS_ABSENT[version], found, **ts_troubled(status)) == {}, version
+    async with Receiver(decide=lambda _: answer(500, b"broken")) as broken:  # ours would not, but what stands before it
+        if status == "500":
+            env["BASE_INTERNAL_URL"] = broken.url
+        for version in PYTHON:
+            found = await by_python(version, env)
+            assert differs(version, ROWS, ABSENT[version], found, **troubled(version, status)) == {}, version
+        for version in TYPESCRIPT:
+            found = await by_deno(version, env)
+            if status != "refused":
+                for name in TS_IDS - TS_ABSENT[version]:
+                    assert isinstance(found[name], int), "it took the error's text for an id"
+            assert differs(version, TS_ROWS, TS_ABSENT[version], found, **ts_troubled(status)) == {}, version
     assert (await here.let_go([{"id": 1}]))["success"] is True
 
 
