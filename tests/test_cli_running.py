@@ -58,6 +58,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     tables = {name: text[text.index("[watchers") :].replace("watchers.one", f"watchers.{name}") for name in names}
     # A cron watcher waits for its time: nobody may commit between a plan and its run.
     tables["planned"] = tables["planned"].replace('every = "1h"', 'cron = "0 0 1 1 *"')
+    tables["stated"] = tables["stated"].replace('every = "1h"', 'cron = "0 0 1 1 *"')
     tables["halved"] = (
         tables["planned"].replace("watchers.planned", "watchers.halved").replace("listed.json", "halved.json")
     )

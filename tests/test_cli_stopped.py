@@ -363,6 +363,10 @@ def test_a_token_is_shown_once_and_revoked_by_its_label(watcher: Desk) -> None:
     assert watcher.json("token", "list") == []
     watcher("token", "revoke", "ci", expect=2)
     watcher("token", "create", "ci", "--expires", "soon", expect=2)
+    for scope in ("job:run", "jobs:rum", "nonsense"):
+        watcher("token", "create", "ci", "--scope", scope, expect=2)
+        assert f"no such scope: {scope}" in watcher.err
+    assert watcher.json("token", "list") == []
 
 
 # --- out and in again

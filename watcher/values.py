@@ -21,6 +21,9 @@ Style = Literal["listing", "cursor", "windmill"]
 REFERENCES = ("$var:", "$res:", "$env:", "$file:")
 """How a text begins that stands for another value, which is looked up at each use."""
 
+SCOPES = ("jobs", "resources", "resource_types", "variables", "users", "objects")
+"""How the scope of a token begins: what it is for."""
+
 
 # --- what the configuration says ------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from watcher.store import audit
 from watcher.store import resources as resource_store
 from watcher.store import tokens as token_store
 from watcher.store import variables as variable_store
-from watcher.values import Json
+from watcher.values import SCOPES, Json
 
 if TYPE_CHECKING:
     from watcher.secrets import Key
@@ -233,6 +233,14 @@ async def token_list(op: Operator) -> Json:
 @verb
 async def token_create(op: Operator, label: str, scopes: Sequence[str] = (), expires_in: float | None = None) -> Json:
     """A new API token; ``expires_in`` in seconds. It is shown this once: only its hash is kept."""
+    for scope in scopes:
+        domain, action = [*scope.split(":"), ""][:2]
+        if scope != "*" and (domain not in SCOPES or action not in ("", "*", "read", "write", "run")):
+            known = ", ".join(SCOPES)
+            raise Unknown(
+                f"no such scope: {scope}{did_you_mean(domain, SCOPES)}; one begins with {known}, and goes on with "
+                ":read, :write or :run (docs/windmill.md, Tokens)"
+            )
     now = op.clock()
     token = TOKEN_PREFIX + random.token_urlsafe(32)
     expires = now + timedelta(seconds=expires_in) if expires_in else None

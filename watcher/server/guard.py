@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from watcher.errors import StoreError
 from watcher.staging import Ended, Session
+from watcher.values import SCOPES
 
 MAX_BODY = 2 * 1024 * 1024  # bytes; Windmill's own limit
 MAX_STATE = 64 * 1024 * 1024  # bytes of the request that writes a state or a resource
@@ -21,7 +22,7 @@ STREAMED = re.compile(r"/api/w/[^/]+/(?:s3_proxy/.*|job_helpers/upload_s3_file)"
 """Paths whose bodies are objects: of any size, and read by the route itself, which bounds them."""
 SIGNED = re.compile(r"/api/w/[^/]+/s3_proxy/.*", re.DOTALL)
 """Paths whose requests carry a signature of their own instead of a token. The route checks it."""
-JOB_SCOPES = ("jobs", "resources", "resource_types", "variables", "users", "objects")
+JOB_SCOPES = SCOPES
 """What a running script may do by its token."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _HEADERS = [
