@@ -61,14 +61,6 @@ async def create(
     )
 
 
-async def get(tx: AsyncConnection, sha256: bytes, now: datetime) -> Token | None:
-    """The token with this hash, unless it has expired."""
-    row = (await tx.execute(select(token).where(token.c.sha256 == sha256))).first()
-    if row is None or (row.expires_at is not None and row.expires_at <= now):
-        return None
-    return _token(row)
-
-
 _EACH = select(token).where(token.c.sha256.in_(bindparam("each", expanding=True)))
 
 
